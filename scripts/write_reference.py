@@ -1,0 +1,127 @@
+"""Write docs/reference from the code: the command line from its --help, the public names from their signatures.
+
+Usage: python scripts/write_reference.py [--check]     (--check writes nothing and fails where a page is out of date)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+PAGES = Path(__file__).resolve().parent.parent / "docs" / "reference"
+ROOMS = ("", ".core", ".stats", ".nn", ".data", ".lookahead", ".train", ".decode", ".pretrain")
+# core has no flat face of its own: each module is one idea, imported by its name.
+CORE = (
+    "artefact",
+    "checkpoint",
+    "config",
+    "environment",
+    "errors",
+    "extras",
+    "faults",
+    "files",
+    "progress",
+    "rng",
+    "run",
+)
+NOTE = "<!-- written by scripts/write_reference.py; `make docs` renews it -->"
+# Python versions word the headings of argparse and the addresses of defaults differently.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def command_line() -> str:
+    """Return the page of the command line: the overview and the help of every verb."""
+    from forethought.app.cli import VERBS, overview
+
+    parts = ["# Command line", "", NOTE, "", "```text", overview().rstrip(), "```"]
+    for verb in VERBS:
+        parts += ["", f"## {verb}", "", "```text", help_of(verb), "```"]
+    return "\n".join(parts) + "\n"
+
+
+def help_of(verb: str) -> str:
+    """Return what `forethought VERB --help` prints at 100 columns, without colours."""
+    from forethought.app.cli import main
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main([*verb.split(), "--help"])
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def public_names() -> str:
+    """Return the page of public names: for each its signature and the first sentence of its docstring."""
+    parts = ["# Public names", "", NOTE]
+    for room in ROOMS:
+        module = importlib.import_module(f"forethought{room}")
+        faces = [importlib.import_module(f"forethought.core.{name}") for name in CORE] if room == ".core" else [module]
+        for face in faces:
+            parts += ["", f"## {face.__name__}", "", first_sentence(face)]
+            for name in names_of(face):
+                parts += ["", f"### {face.__name__}.{name}", "", *described(name, getattr(face, name))]
+    return "\n".join(parts) + "\n"
+
+
+def names_of(module: object) -> list[str]:
+    """Return a module's public names: its __all__, else what it defines itself."""
+    listed = getattr(module, "__all__", None)
+    if listed is not None:
+        return sorted(listed)
+    own = getattr(module, "__name__", "")
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == own
+    )
+
+
+def described(name: str, value: object) -> list[str]:
+    """Return the lines that describe one public name."""
+    if inspect.isclass(value) or inspect.isroutine(value):
+        try:
+            signature = _ADDRESS.sub("", str(inspect.signature(value)))
+        except ValueError:
+            signature = "(...)"
+        return ["```text", f"{name}{signature}", "```", "", first_sentence(value)]
+    if isinstance(value, dict):
+        return [f"A table with the entries {', '.join(f'`{key}`' for key in sorted(map(str, value)))}."]
+    if isinstance(value, str | int | float | tuple):
+        return [f"`{value!r}`"] if name != "__version__" else ["The version of the library."]
+    return [f"A {type(value).__name__}."]
+
+
+def first_sentence(value: object) -> str:
+    """Return the first paragraph of a docstring on one line."""
+    text = inspect.getdoc(value) or ""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def main() -> int:
+    """Write the pages, or with --check compare them, and return the exit status."""
+    os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    pages = {"cli.md": command_line(), "api.md": public_names()}
+    stale = [name for name, text in pages.items() if not _same(PAGES / name, text)]
+    if "--check" in sys.argv:
+        for name in stale:
+            print(f"docs/reference/{name} is out of date; run: make docs")
+        return 1 if stale else 0
+    PAGES.mkdir(parents=True, exist_ok=True)
+    for name, text in pages.items():
+        (PAGES / name).write_text(text)
+    return 0
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text() == text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

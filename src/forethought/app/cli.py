@@ -1,0 +1,114 @@
+"""The command line: a table of verbs, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forethought.core.errors import ForethoughtError, InputError, nearest
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb lives, as module:function, and what it does in one line."""
+
+    place: str
+    summary: str
+
+
+VERBS: dict[str, Verb] = {
+    "pretrain fit": Verb("forethought.app.pretrain:fit_verb", "train a language model on text and export it"),
+    "generate": Verb("forethought.app.generate:generate_verb", "continue a prompt with a trained model"),
+    "report": Verb("forethought.app.report:report_verb", "draw a run directory as one self-contained HTML page"),
+    "demo": Verb("forethought.app.demo:demo_verb", "the main job: corpus, target, draft, speculation, report"),
+    "recipes": Verb("forethought.app.recipes:recipes_verb", "list the named configs, or show what one sets"),
+}
+
+Result = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0 done, 1 failed, 2 bad input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        sys.stdout.write(overview())
+        return DONE
+    if given[0] == "--version":
+        from forethought import __version__
+
+        sys.stdout.write(f"forethought {__version__}\n")
+        return DONE
+    name, rest = split_verb(given)
+    if name is None:
+        return _complain(f"unknown verb {given[0]!r}.{nearest(given[0], VERBS)}\n{overview()}", BAD_INPUT)
+    if name not in VERBS:
+        wanted_help = not rest or rest[0] in ("-h", "--help")
+        (sys.stdout if wanted_help else sys.stderr).write(overview(name))
+        return DONE if wanted_help else BAD_INPUT
+    return _run(name, rest)
+
+
+def split_verb(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the verb (or the group of verbs) that the arguments begin with, and what follows it."""
+    for length in (2, 1):
+        name = " ".join(arguments[:length])
+        if name in VERBS:
+            return name, list(arguments[length:])
+    is_group = any(verb.startswith(f"{arguments[0]} ") for verb in VERBS)
+    return (arguments[0], list(arguments[1:])) if is_group else (None, list(arguments))
+
+
+def overview(group: str | None = None) -> str:
+    """Return the help text: what the program is, its verbs, and how to see the help of one."""
+    chosen = {name: verb for name, verb in VERBS.items() if group is None or name.startswith(f"{group} ")}
+    width = max(len(name) for name in chosen)
+    lines = [f"  {name.ljust(width)}  {verb.summary}" for name, verb in chosen.items()]
+    return "\n".join(
+        [
+            "usage: forethought VERB [options]",
+            "",
+            "Turn compute into capability by predicting before it happens.",
+            "",
+            "verbs:",
+            *lines,
+            "",
+            "forethought VERB --help shows the options of a verb; forethought --version the version.",
+            "Every verb takes --json: then its result is one last line of JSON on standard output.",
+            "Exit status: 0 done, 1 failed, 2 bad input.",
+            "",
+        ]
+    )
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    module, _, function = VERBS[name].place.partition(":")
+    as_json = "--json" in arguments
+    is_writer = os.environ.get("RANK", "0") == "0"
+    try:
+        result: Result = getattr(importlib.import_module(module), function)(arguments)
+        if as_json and is_writer:
+            sys.stdout.write(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+    except InputError as error:
+        return _complain(str(error), BAD_INPUT)
+    except ForethoughtError as error:
+        return _complain(str(error), FAILED)
+    except KeyboardInterrupt:
+        return _complain("stopped", FAILED)
+    except BrokenPipeError:
+        # The reader went away (`| head`); what was done is done, and there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return DONE
+
+
+def _complain(message: str, status: int) -> int:
+    sys.stderr.write(f"forethought: {message}\n")
+    return status

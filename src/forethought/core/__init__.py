@@ -1,0 +1,1 @@
+"""Run directory, checkpoints, config, errors, randomness and files; imports no torch."""

@@ -1,0 +1,23 @@
+"""Imports of optional dependencies that name the extra to install when they fail."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from forethought.core.errors import MissingExtraError
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional module.
+
+    Raises:
+        MissingExtraError: the module is not installed; the message gives the pip command for the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs the package {module.partition('.')[0]!r}, which is not installed; "
+            f"install it with: pip install 'forethought[{extra}]'"
+        ) from error

@@ -1,0 +1,59 @@
+"""Attention, key-value cache, the one transformer block and the causal language model around it.
+
+Start with config.py and block.py; language_model.py puts blocks together; huggingface.py reads directories and
+huggingface_save.py writes them.
+"""
+
+from __future__ import annotations
+
+from forethought.nn.block import Block
+from forethought.nn.cache import DenseCache, KeyValueCache
+from forethought.nn.config import (
+    BlockConfig,
+    ParameterCount,
+    RopeScaling,
+    TransformerConfig,
+    flops_per_token,
+    num_parameters,
+)
+from forethought.nn.families import FAMILIES, Family
+from forethought.nn.huggingface import (
+    SpecialTokenIds,
+    load_language_model,
+    read_language_model_config,
+    special_token_ids,
+)
+from forethought.nn.huggingface_save import save_language_model
+from forethought.nn.initialise import initialise
+from forethought.nn.language_model import LanguageModel
+from forethought.nn.layers import Embedding, Linear, RMSNorm
+from forethought.nn.mask import causal_mask, document_mask, document_positions
+from forethought.nn.rotary import Rotary
+
+__all__ = [
+    "FAMILIES",
+    "Block",
+    "BlockConfig",
+    "DenseCache",
+    "Embedding",
+    "Family",
+    "KeyValueCache",
+    "LanguageModel",
+    "Linear",
+    "ParameterCount",
+    "RMSNorm",
+    "RopeScaling",
+    "Rotary",
+    "SpecialTokenIds",
+    "TransformerConfig",
+    "causal_mask",
+    "document_mask",
+    "document_positions",
+    "flops_per_token",
+    "initialise",
+    "load_language_model",
+    "num_parameters",
+    "read_language_model_config",
+    "save_language_model",
+    "special_token_ids",
+]

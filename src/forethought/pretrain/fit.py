@@ -1,0 +1,243 @@
+"""From text to a trained, exported language model in one resumable run directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from forethought.core.artefact import ARTEFACT, read_kind, resolve
+from forethought.core.config import from_dict
+from forethought.core.errors import ConfigError, InputError
+from forethought.core.progress import track
+from forethought.core.run import TIMINGS, Exists, Run, read_records
+from forethought.data import Batch, Corpus, PackedBatches, load_tokenizer, open_corpus, prepare_corpus
+from forethought.nn import LanguageModel, load_language_model, num_parameters, save_language_model
+from forethought.pretrain.config import FitConfig
+from forethought.pretrain.evaluate import bits_per_byte, mean_loss, measure, ngram_baselines
+from forethought.pretrain.objective import distillation_loss, next_token_loss
+from forethought.stats import median_interval
+from forethought.train import Parallel, build_optimisers, open_parallel, open_run, train
+
+BASELINE_TOKENS = 4_000_000
+
+
+def fit(
+    settings: FitConfig,
+    out: Path | str,
+    *,
+    recipe: str = "custom",
+    recipe_config: FitConfig | None = None,
+    exists: Exists = "refuse",
+    fallback: bool = False,
+    title: str = "fit",
+) -> dict[str, Any]:
+    """Prepare the corpus, train, evaluate and export; return what result.json holds.
+
+    The run directory holds the corpus (unless a prepared one was given), the checkpoints and the model in Hugging Face
+    layout. A finished run that is resumed returns its result at once.
+
+    Raises:
+        InputError: the corpus, the config or the directory cannot be used.
+        InterruptedRunError: interrupted and saved.
+        TrainingError: the loss is no longer finite.
+    """
+    out = Path(out)
+    with open_parallel(settings.parallel, settings.device) as parallel:
+        run = open_run(
+            parallel,
+            out,
+            config=settings,
+            recipe=recipe,
+            recipe_config=recipe_config,
+            exists=exists,
+            allow=("parallel", "device"),
+        )
+        with run:
+            finished = run.result()
+            if finished is not None:
+                return finished
+            try:
+                corpus = _open_or_prepare(settings, out, parallel)
+            except InputError:
+                run.discard()
+                raise
+            return _Fit(settings, corpus, run, parallel).execute(title=title, fallback=fallback, recipe=recipe)
+
+
+def fit_task(directory: Path, settings: Mapping[str, Any]) -> None:
+    """Fit one config given as plain values, resuming what is there: the task for `train.fan_out`.
+
+    Raises:
+        InputError: the config or the corpus cannot be used.
+    """
+    values = {name: value for name, value in settings.items() if name != "name"}
+    fit(from_dict(FitConfig, values, source="the task's settings"), directory, recipe="task", exists="resume")
+
+
+class _Fit:
+    """One fit under way: its model, its data and where its results go."""
+
+    def __init__(self, settings: FitConfig, corpus: Corpus, run: Run, parallel: Parallel) -> None:
+        self.settings, self.corpus, self.run, self.parallel = settings, corpus, run, parallel
+        positions = max(settings.max_positions, settings.context)
+        self.shape = settings.model.transformer(corpus.tokenizer.vocab_size, positions)
+        self.module = LanguageModel(self.shape, seed=settings.seed).to(parallel.device)
+        self.batches = PackedBatches(
+            corpus.train,
+            batch_size=settings.batch_size,
+            context=settings.context,
+            seed=settings.seed,
+            document_mask=settings.document_mask,
+            rank=parallel.rank,
+            world_size=parallel.world_size,
+        )
+
+    def execute(self, *, title: str, fallback: bool, recipe: str) -> dict[str, Any]:
+        settings = self.settings
+        model = self.parallel.wrap(self.module)
+        steps_per_epoch = self.batches.steps_per_epoch / settings.loop.accumulate
+        records = train(
+            self.module,
+            model=model,
+            loss=self._loss(),
+            batches=self.batches.batch,
+            optimisers=build_optimisers(self.module, settings.optimiser, steps_per_epoch=steps_per_epoch),
+            run=self.run,
+            settings=settings.loop,
+            seed=settings.seed,
+            parallel=self.parallel,
+            evaluate=self._evaluate,
+            fallback=fallback,
+        )
+        tokens = settings.batch_size * settings.context * settings.loop.accumulate
+        with track(title, settings.loop.steps) as progress:
+            speed = _Speed(tokens)
+            for record in records:
+                held_out = (record.evaluation or {}).get("validation_loss")
+                progress.update(record.step, loss=record.metrics.get("loss"), tokens_per_s=speed(), validation=held_out)
+        return self._conclude(recipe, steps_per_epoch)
+
+    def _loss(self) -> Callable[[nn.Module, Batch], Any]:
+        settings, device = self.settings, self.parallel.device
+        if settings.teacher is None:
+            return partial(next_token_loss, device=device)
+        teacher = _load_teacher(settings.teacher, self.corpus, device)
+        chosen = settings.distillation
+        return partial(
+            distillation_loss, teacher=teacher, share=chosen.share, temperature=chosen.temperature, device=device
+        )
+
+    def _evaluate(self, model: nn.Module) -> Mapping[str, float]:
+        settings, dataset = self.settings, self.corpus.validation
+        loss = mean_loss(model, dataset, settings, self.parallel.device)
+        return {"validation_loss": loss, "validation_bits_per_byte": bits_per_byte(loss, dataset)}
+
+    def _conclude(self, recipe: str, steps_per_epoch: float) -> dict[str, Any]:
+        settings, corpus, parallel = self.settings, self.corpus, self.parallel
+        parameters = num_parameters(self.shape)
+        done = self.run.checkpoints.steps()[-1]
+        tokens = done * settings.batch_size * settings.context * settings.loop.accumulate
+        result: dict[str, Any] = {
+            "kind": "pretrain.fit",
+            "recipe": recipe,
+            "seed": settings.seed,
+            "steps": done,
+            "epochs": done / steps_per_epoch,
+            "train_tokens_seen": tokens,
+            "parameters": parameters.total,
+            "parameters_non_embedding": parameters.non_embedding,
+            "vocab_size": self.shape.vocab_size,
+            "teacher": settings.teacher,
+            "corpus": corpus.report,
+            "model": "model",
+        }
+        for name, dataset in (("validation", corpus.validation), ("test", corpus.test)):
+            result |= measure(self.module, dataset, name, settings, parallel.device)
+        result |= _throughput(self.run, tokens / done)
+        if parallel.is_main:
+            if settings.baselines:
+                result |= ngram_baselines(corpus.train, corpus.validation, self.shape.vocab_size, limit=BASELINE_TOKENS)
+            self._export(result)
+            self.run.write_result(result)
+        parallel.barrier()
+        return result
+
+    def _export(self, result: dict[str, Any]) -> None:
+        facts = {name: result[name] for name in ("recipe", "seed", "steps", "validation_loss", "test_loss")}
+        save_language_model(
+            self.module, self.run.directory / "model", self.corpus.path, replace=True, extra_facts=facts
+        )
+
+
+class _Speed:
+    """Tokens a second since the last call, smoothed over the last few."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self._clock = time.perf_counter
+        self._tokens = tokens_per_step
+        self._last = self._clock()
+        self._smooth: float | None = None
+
+    def __call__(self) -> int:
+        now = self._clock()
+        speed = self._tokens / max(now - self._last, 1e-9)
+        self._last = now
+        self._smooth = speed if self._smooth is None else 0.9 * self._smooth + 0.1 * speed
+        return round(self._smooth)
+
+
+def _open_or_prepare(settings: FitConfig, out: Path, parallel: Parallel) -> Corpus:
+    """Open a prepared corpus where one was given; else prepare it inside the run, once, on the main rank."""
+    prepared = _prepared(settings.sources)
+    if prepared is not None:
+        return open_corpus(prepared)
+    place = out / "corpus"
+    if parallel.is_main:
+        with track("corpus", None, unit="documents") as progress:
+            prepare_corpus(
+                list(settings.sources),
+                place,
+                settings.corpus,
+                progress=lambda stage, done, total: progress.update(done, stage=stage, of=total),
+            )
+    parallel.barrier()
+    return open_corpus(place)
+
+
+def _prepared(sources: tuple[str, ...]) -> Path | None:
+    """Return the prepared corpus that the sources name, if they name one."""
+    places = [Path(source) for source in sources if (Path(source) / ARTEFACT).is_file()]
+    if not places:
+        return None
+    kinds = [read_kind(place) for place in places]
+    if len(sources) != 1 or kinds != ["corpus"]:
+        raise ConfigError(
+            f"the sources {', '.join(sources)} mix text with artefacts; give text, or one prepared corpus"
+        )
+    return places[0]
+
+
+def _load_teacher(directory: str, corpus: Corpus, device: torch.device) -> nn.Module:
+    _, place = resolve(directory)
+    teacher = load_language_model(place, device=device)
+    if load_tokenizer(place).digest != corpus.tokenizer.digest:
+        raise ConfigError(
+            f"the teacher {directory} has another vocabulary than the corpus; soft labels need the same tokens. "
+            "Prepare the corpus with the teacher's tokenizer, or fit the student on the teacher's corpus"
+        )
+    return teacher.requires_grad_(False)
+
+
+def _throughput(run: Run, tokens_per_step: float) -> dict[str, Any]:
+    run.flush()
+    seconds = [record["seconds"] for record in read_records(run.directory / TIMINGS)][1:]
+    if len(seconds) < 3:
+        return {}
+    speed = median_interval([tokens_per_step / value for value in seconds])
+    return {"tokens_per_second": speed.estimate, "tokens_per_second_interval": [speed.low, speed.high]}
