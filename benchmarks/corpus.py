@@ -7,11 +7,8 @@ in a child process; its memory and that of its descendants is sampled, and the k
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import resource
 import subprocess
@@ -22,6 +19,7 @@ from pathlib import Path
 
 from forethought.data import CorpusConfig, prepare_corpus
 from forethought.data.stdlib import stdlib_files
+from harness import run_benchmark
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -33,12 +31,11 @@ MAX_SECONDS, MAX_MEBIBYTES = 90.0, 1024.0
 _WORD = re.compile(r"[A-Za-z_]{4,}")
 
 
-def benchmark(*, quick: bool) -> dict[str, object]:
+def benchmark(quick: bool) -> dict[str, object]:
     """Prepare a corpus in a child process and return the figures."""
     size = QUICK_BYTES if quick else FULL_BYTES
     with tempfile.TemporaryDirectory() as folder:
         sources, text = _sources(Path(folder), size)
-        load = os.getloadavg()[0]
         command = [sys.executable, __file__, "--prepare", str(Path(folder) / "out"), str(size), *sources]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         peak = _peak_of_tree(child)
@@ -55,7 +52,6 @@ def benchmark(*, quick: bool) -> dict[str, object]:
         "megabytes_per_second": round(megabytes / figures["seconds"], 3),
         "megabytes_per_cpu_second": round(megabytes / figures["cpu_seconds"], 3),
         "peak_rss_mib": round(peak, 1),
-        "load_before": round(load, 2),
         "within_limits": within,
     }
 
@@ -141,44 +137,8 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def _environment() -> dict[str, object]:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    names = ("forethought", "numpy", "tokenizers")
-    return {
-        "hardware": {"machine": platform.machine(), "cpu": _cpu_name(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names},
-        "revision": git.stdout.strip() or None,
-        "command": "python benchmarks/corpus.py",
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def main() -> None:
-    """Run the benchmark, or with --prepare be its child process."""
-    if sys.argv[1:2] == ["--prepare"]:
-        sys.stdout.write(json.dumps(prepare(sys.argv[2], int(sys.argv[3]), sys.argv[4:])))
-        return
-    parser = argparse.ArgumentParser(description="Time the preparation of a corpus.")
-    parser.add_argument("--quick", action="store_true", help="10 MB instead of 100 MB")
-    parser.add_argument("--json", action="store_true", help="print the figures as one last line of JSON")
-    arguments = parser.parse_args()
-    figures = benchmark(quick=arguments.quick)
-    if not arguments.quick:
-        path = REPOSITORY / "benchmarks" / "results" / "corpus.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**_environment(), "figures": figures}, indent=2) + "\n")
-    for name, value in figures.items():
-        sys.stderr.write(f"{name:28} {value}\n")
-    if arguments.json:
-        sys.stdout.write(json.dumps(figures) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--prepare"]:
+        print(json.dumps(prepare(sys.argv[2], int(sys.argv[3]), sys.argv[4:])))
+    else:
+        run_benchmark("corpus", benchmark)

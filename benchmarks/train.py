@@ -31,7 +31,7 @@ from harness import run_benchmark
 VOCAB, CONTEXT, BATCH = 4096, 256, 8
 SHAPES = {"1m": (128, 3, 2), "3m": (192, 5, 3), "10m": (384, 5, 6)}
 FULL_ROUNDS = {"1m": 40, "3m": 30, "10m": 16}
-QUICK_ROUNDS = {"1m": 8, "3m": 5, "10m": 3}
+QUICK_ROUNDS = {"1m": 7, "3m": 5, "10m": 3}
 WARM_UP = 2
 STEPS_A_ROUND = 2
 

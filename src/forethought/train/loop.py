@@ -173,7 +173,10 @@ class _Session:
         factor = multiplier(self.step, settings.steps, settings.schedule)
         self.optimisers.set_rate(factor)
         total, figures = self._accumulate()
-        norm = self.parallel.clip(self.parameters, settings.clip_norm) if settings.clip_norm else None
+        # Without clipping the norm is still taken before a checkpoint: it tells whether the new weights are finite.
+        saves = self._due(settings.checkpoint_every, after=1)
+        limit = settings.clip_norm or (math.inf if saves else None)
+        norm = None if limit is None else self.parallel.clip(self.parameters, limit)
         self.optimisers.step()
         self.optimisers.zero_grad()
         if self.average is not None:
@@ -219,8 +222,9 @@ class _Session:
             best = self.run.checkpoints.load(self.best_step)
             restore_module(best.tensors("model"), self.module, self.parallel, source=str(best.directory))
 
-    def _due(self, period: int) -> bool:
-        return self.step == self.settings.steps or (period > 0 and self.step % period == 0)
+    def _due(self, period: int, *, after: int = 0) -> bool:
+        step = self.step + after
+        return step == self.settings.steps or (period > 0 and step % period == 0)
 
     def _accumulate(self) -> tuple[Tensor, dict[str, Tensor]]:
         count = self.settings.accumulate
@@ -244,7 +248,11 @@ class _Session:
         # Dropout and the like draw from torch's global generator; here it is a function of (seed, index, rank), and the
         # caller's state comes back, so that a resumed run needs no saved generator.
         with torch.random.fork_rng(devices=on_device, device_type=device.type):
-            torch.manual_seed(derive_seed(self.seed, "train.noise", index, self.parallel.rank))
+            seed = derive_seed(self.seed, "train.noise", index, self.parallel.rank)
+            # Not torch.manual_seed: it would seed every device, and fork_rng gives back only this one's state.
+            torch.default_generator.manual_seed(seed)
+            if on_device:
+                torch.get_device_module(device).manual_seed(seed)
             with lowered:
                 value, extra = self.loss(self.model, self.batches(index))
             (value / settings.accumulate).backward()
