@@ -5,16 +5,19 @@ Usage: python scripts/write_reference.py [--check]     (--check writes nothing a
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import inspect
 import io
+import json
 import os
 import re
 import sys
 from pathlib import Path
 
-PAGES = Path(__file__).resolve().parent.parent / "docs" / "reference"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "docs" / "reference"
 ROOMS = ("", ".core", ".stats", ".nn", ".data", ".lookahead", ".train", ".decode", ".pretrain")
 # core has no flat face of its own: each module is one idea, imported by its name.
 CORE = (
@@ -31,6 +34,11 @@ CORE = (
     "run",
 )
 NOTE = "<!-- written by scripts/write_reference.py; `make docs` renews it -->"
+BENCHMARKS_LEAD = (
+    "Every table is the committed JSON of `benchmarks/results`. Ratios are of two arms measured in turn in one "
+    "process, medians with 95 % intervals (`low`, `high`). `make bench` runs all; `--quick` runs one in under 50 s "
+    "and writes nothing."
+)
 # Python versions word the headings of argparse and the addresses of defaults differently.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -66,6 +74,30 @@ def public_names() -> str:
             for name in names_of(face):
                 parts += ["", f"### {face.__name__}.{name}", "", *described(name, getattr(face, name))]
     return "\n".join(parts) + "\n"
+
+
+def benchmarks() -> str:
+    """Return the page of committed benchmark results: what was measured, on what, by which command."""
+    parts = ["# Benchmarks", "", NOTE, "", BENCHMARKS_LEAD]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        record = json.loads(path.read_text())
+        script = (ROOT / "benchmarks" / f"{path.stem}.py").read_text()
+        lead = ast.get_docstring(ast.parse(script)) or ""
+        hardware, versions = record["hardware"], record["versions"]
+        parts += ["", f"## {path.stem}", "", lead, "", "| figure | value |", "|---|---|"]
+        parts += [f"| {name.replace('_', ' ')} | {_figure(value)} |" for name, value in record["figures"].items()]
+        parts += [
+            "",
+            f"`{record['command']}` on {record['date']}: {hardware['processor']}, {hardware['cores']} cores, "
+            f"{hardware['memory_bytes'] / 2**30:.0f} GiB, Python {versions['python']}, torch {versions['torch']}, "
+            f"revision {str(record['revision']['revision'])[:12]}"
+            f"{' with local changes' if record['revision']['dirty'] else ''}.",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _figure(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 
 def names_of(module: object) -> list[str]:
@@ -107,7 +139,7 @@ def first_sentence(value: object) -> str:
 def main() -> int:
     """Write the pages, or with --check compare them, and return the exit status."""
     os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    pages = {"cli.md": command_line(), "api.md": public_names()}
+    pages = {"cli.md": command_line(), "api.md": public_names(), "benchmarks.md": benchmarks()}
     stale = [name for name, text in pages.items() if not _same(PAGES / name, text)]
     if "--check" in sys.argv:
         for name in stale:

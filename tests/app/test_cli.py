@@ -65,7 +65,7 @@ def test_fit_prints_one_line_of_json_last_and_only_that(command: Command, tmp_pa
     assert "validation" in done.err
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recorded["recipe"] == "pretrain.tiny"
-    assert recorded["difference"]["loop.steps"] == {"recipe": 200, "given": 4}
+    assert recorded["difference"]["loop.steps"] == {"recipe": 300, "given": 4}
 
 
 def test_existing_run_is_refused_resumed_or_replaced(command: Command, tmp_path: Path):
@@ -111,9 +111,9 @@ def test_bad_input_is_one_clear_error_and_leaves_no_run(
 def test_recipes_lists_shows_and_compares(command: Command):
     listed = command("recipes", "--json")
     assert set(listed.result) >= {"pretrain.tiny", "pretrain.small", "pretrain.draft", "pretrain.base"}
-    assert command("recipes", "pretrain.tiny", "--json").result["loop"]["steps"] == 200
+    assert command("recipes", "pretrain.tiny", "--json").result["loop"]["steps"] == 300
     changes = command("recipes", "pretrain.tiny", "--against", "pretrain.small", "--json").result
-    assert changes["loop.steps"] == {"recipe": 600, "given": 200}
+    assert changes["loop.steps"] == {"recipe": 600, "given": 300}
     unknown = command("recipes", "pretrain.tine")
     assert unknown.status == BAD_INPUT
     assert "pretrain.tiny" in unknown.err

@@ -15,6 +15,7 @@ from typing import Any
 from forethought.app.recipes.pretrain import tiny
 from forethought.core.rng import generator
 from forethought.pretrain import FitConfig
+from forethought.train import OptimiserConfig
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "dog", "run", "over", "hill", "to", "red", "house")
 
@@ -71,6 +72,7 @@ def small_config(corpus: Path) -> FitConfig:
         sources=(str(corpus),),
         corpus=replace(recipe.corpus, vocab_size=300, validation_share=0.15, test_share=0.15),
         model=replace(recipe.model, hidden_size=32, num_layers=1, num_heads=2),
+        optimiser=OptimiserConfig(lr=4e-3),
         loop=replace(recipe.loop, steps=80, evaluate_every=20, checkpoint_every=10),
         batch_size=4,
         context=32,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -138,3 +139,12 @@ def test_a_missing_package_names_the_extra_to_install() -> None:
     with pytest.raises(MissingExtraError, match=r"reading Parquet needs the package 'no_such'.*forethought\[data\]"):
         extras.require("no_such.module", extra="data", purpose="reading Parquet")
     assert extras.require("json", extra="data", purpose="reading") is json
+
+
+def test_a_package_that_is_there_but_broken_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_broken.py").write_text("import no_such_part\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingExtraError, match=r"cannot be imported here .*no_such_part"):
+        extras.require("half_broken", extra="data", purpose="reading Parquet")

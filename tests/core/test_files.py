@@ -296,3 +296,12 @@ def test_the_sweep_leaves_what_it_cannot_judge(tmp_path: Path) -> None:
     gone = tmp_path / litter_name("b", pid=1, host="abcd" if litter._host() != "abcd" else "dcba")
     with mock.patch.object(litter.Path, "iterdir", return_value=[gone]):
         assert files.sweep(tmp_path) == [], "another sweep was faster"
+
+
+def test_a_sweep_that_another_one_overtakes_goes_on(tmp_path: Path) -> None:
+    renamed, staging = litter.beside(tmp_path / "run", "old"), litter.beside(tmp_path / "run", "tmp")
+    renamed.mkdir()
+    staging.mkdir()
+    overtaken = mock.patch.object(litter.os, "rename", side_effect=FileNotFoundError)
+    with mock.patch.object(litter, "_LIFE", "0000"), overtaken:
+        assert files.sweep(tmp_path) == [staging.name]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 import forethought
 from forethought.core import files, rng
@@ -155,6 +156,55 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
     assert second.tokenizer.digest == first.tokenizer.digest
     with pytest.raises(ArtefactError, match="does not exist"):
         prepare_corpus([source], tmp_path / "three", CorpusConfig(tokenizer=str(tmp_path / "none.json")))
+
+
+def _tokenizer_folder(folder: Path, separator: str) -> Path:
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    special, alphabet = ["</s>", "<turn>"], sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, show_progress=False, special_tokens=special, initial_alphabet=alphabet
+    )
+    inner.train_from_iterator(_texts(5), trainer)
+    folder.mkdir()
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": separator}))
+    return folder
+
+
+def test_the_separator_named_beside_a_tokenizer_stays_with_the_corpus(tmp_path: Path) -> None:
+    source = _jsonl(tmp_path / "a.jsonl", _texts(60))
+    given = [
+        CorpusConfig(tokenizer=str(_tokenizer_folder(tmp_path / name, separator)))
+        for name, separator in (("plain", "</s>"), ("turn", "<turn>"))
+    ]
+    plain = prepare_corpus([source], tmp_path / "one", given[0])
+    assert plain.tokenizer.end_of_text == plain.train.end_of_text == 0
+    assert not (tmp_path / "one" / "tokenizer_config.json").exists()
+    turn = prepare_corpus([source], tmp_path / "two", given[1])
+    assert turn.tokenizer.end_of_text == turn.train.end_of_text == turn.train.tokens[-1] == 1
+    assert open_corpus(tmp_path / "two").tokenizer.end_of_text == 1
+    (tmp_path / "two" / "tokenizer_config.json").unlink()
+    with pytest.raises(DataError, match="another tokenizer"):
+        open_corpus(tmp_path / "two")
+
+
+def test_a_corpus_is_not_reused_for_another_tokenizer_folder(tmp_path: Path) -> None:
+    source = _jsonl(tmp_path / "a.jsonl", _texts(60))
+    first, second = (_tokenizer_folder(tmp_path / end.strip("</>"), end) for end in ("</s>", "<turn>"))
+    prepare_corpus([source], tmp_path / "out", CorpusConfig(tokenizer=str(first)))
+    assert prepare_corpus([source], tmp_path / "out", CorpusConfig(tokenizer=str(first / "tokenizer.json")))
+    for other in (str(second), ""):
+        with pytest.raises(RunExistsError, match="another config"):
+            prepare_corpus([source], tmp_path / "out", CorpusConfig(tokenizer=other))
+
+
+def test_an_unknown_choice_for_an_existing_corpus_is_refused(tmp_path: Path) -> None:
+    source = _jsonl(tmp_path / "a.jsonl", _texts(60))
+    with pytest.raises(ConfigError, match="'overwrite'; known: refuse, replace, reuse"):
+        prepare_corpus([source], tmp_path / "out", SMALL, exists="overwrite")  # pyright: ignore[reportArgumentType]
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_size_limit_and_the_skip_count(tmp_path: Path) -> None:

@@ -209,6 +209,19 @@ def test_bad_input_is_refused_with_its_place_or_skipped_and_counted(name: str, t
         assert len(left) == good_left
 
 
+def test_the_longest_document_is_measured_in_bytes_wherever_it_ends(tmp_path: Path) -> None:
+    tally, options = Tally(), ReadOptions(on_error="skip", max_document_bytes=1024, document_separator="|")
+    (tmp_path / "a.txt").write_text("x" * 1024 + "|" + "y" * 1025 + "|" + "é" * 513 + "|" + "é" * 512, "utf-8")
+    _parquet(tmp_path / "b.parquet", {"text": ["é" * 513, "é" * 512]})
+    kept = [d.text for d in read_documents([tmp_path / "a.txt", tmp_path / "b.parquet"], options, tally=tally)]
+    assert kept == ["x" * 1024, "é" * 512, "é" * 512]
+    assert [text.split("/")[-1].split(":")[0] for text in tally.examples] == [
+        "a.txt, document 2",
+        "a.txt, document 3",
+        "b.parquet, row 1",
+    ]
+
+
 def test_missing_source_and_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         _texts(tmp_path / "nowhere.txt")

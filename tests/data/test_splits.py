@@ -174,6 +174,14 @@ def test_a_copy_of_a_dropped_validation_document_may_stay_in_test(
         assert leaks.leaked.tolist() == [31, 33]
 
 
+def test_what_leaks_into_validation_and_stays_there_counts_against_test(tmp_path: Path) -> None:
+    first, own = _prose("first", 100), _prose("own", 100)
+    with _store(tmp_path, [first, f"{first} {own}", own]) as store:
+        split_D = np.array([splits.TRAIN, splits.VALIDATION, splits.TEST], dtype=np.uint8)
+        assert splits.find_leaks(store, split_D, 0.1).leaked.tolist() == [1]
+        assert splits.find_leaks(store, split_D, 0.1, drops=False).leaked.tolist() == [1, 2]
+
+
 def test_a_long_document_in_parts_gets_the_ids_of_the_whole(tmp_path: Path) -> None:
     text = "def f(x):\n        return x  +  1\n\n\t  # a   comment\n" * 40
     tokenizer = train_tokenizer([text], 300)

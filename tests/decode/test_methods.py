@@ -281,6 +281,10 @@ def test_wrong_arguments_are_named(pair: Pair, new_pair: Callable[..., Pair]) ->
         run(pair, [1], GREEDY, "draft", k=0)
     with pytest.raises(InputError, match="no tokens"):
         generate(pair[0], [])
+    with pytest.raises(InputError, match=r"shape \(0, 4\)"):
+        acceptance(pair[0], pair[1], torch.zeros(0, 4, dtype=torch.int64))
+    prompt = np.array([1, 2, 3])
+    assert run(pair, prompt, GREEDY, "ngram").token_ids == run(pair, [1, 2, 3], GREEDY, "none").token_ids  # pyright: ignore
     with pytest.raises(InputError, match="token 32"):
         generate(pair[0], [1, 32])
     with pytest.raises(InputError, match="context of 256"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -145,3 +146,7 @@ def test_bad_input_is_named(call: object) -> None:
 def test_bad_artefacts_are_named() -> None:
     with pytest.raises(ArtefactError):
         OutcomeHistogram.from_dict({"counts": [1, 2]})
+    good = OutcomeHistogram(2, 3).to_dict()
+    for change in ({"counts": [[[1.0]]]}, {"counts": [[math.nan, 1.0]]}, {"counts": [[-1.0, 1.0]]}, {"weight": 0.0}):
+        with pytest.raises(ArtefactError, match="not an outcome histogram"):
+            OutcomeHistogram.from_dict({**good, **change})

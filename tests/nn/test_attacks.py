@@ -17,6 +17,7 @@ from forethought.core.errors import ArtefactError
 from forethought.nn import LanguageModel, load_language_model, save_language_model, special_token_ids
 
 Models = Callable[..., LanguageModel]
+LEFT_OUT = object()
 
 
 @pytest.fixture
@@ -53,7 +54,8 @@ def refuse(directory: Path, part: str) -> None:
 
 def set_config(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not LEFT_OUT}))
 
 
 def set_header(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -254,6 +256,7 @@ def test_configs_that_ask_for_too_much_or_something_else_are_refused(
         ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}, False),
         ({"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 0}, False),
         ({"use_sliding_window": True, "sliding_window": None}, False),
+        ({"use_sliding_window": True, "sliding_window": LEFT_OUT, "max_window_layers": 0}, True),
     ],
 )
 def test_a_sliding_window_is_refused_only_where_it_is_in_use(

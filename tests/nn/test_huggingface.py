@@ -240,6 +240,25 @@ def test_a_tokenizer_travels_with_the_model(
     assert peer.generation_config.eos_token_id == eos
 
 
+@pytest.mark.parametrize("named", ["<|turn|>", {"content": "<|turn|>"}])
+def test_the_tokens_named_beside_a_tokenizer_go_before_known_ones(
+    tiny_model: Models, tmp_path: Path, named: object
+) -> None:
+    (tmp_path / "t").mkdir()
+    make_tokenizer("<|endoftext|>", "<|turn|>").save(str(tmp_path / "t" / "tokenizer.json"))
+    (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps({"eos_token": named, "bos_token": "<none>"}))
+    save_language_model(tiny_model(), tmp_path / "m", tmp_path / "t")
+    assert special_token_ids(tmp_path / "m") == (None, (21,))
+    assert json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())["eos_token"] == "<|turn|>"
+
+
+@pytest.mark.parametrize("device", ["meta", "nonsense", "xla"])
+def test_a_device_that_is_not_at_hand_is_refused(tiny_model: Models, tmp_path: Path, device: str) -> None:
+    save_language_model(tiny_model(), tmp_path / "m")
+    with pytest.raises(InputError, match=f"device '{device}'"):
+        load_language_model(tmp_path / "m", device=device)
+
+
 def test_a_tokenizer_that_does_not_fit_is_refused(tiny_model: Models, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ids up to 61"):
         save_language_model(tiny_model(), tmp_path / "m", make_tokenizer(size=62))

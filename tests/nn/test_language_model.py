@@ -261,6 +261,8 @@ def test_a_cast_does_not_round_the_rotary_frequencies(tiny_model: Models) -> Non
         (torch.zeros(1, 97, dtype=torch.int64), {}, "context of 96"),
         (torch.zeros(2, 3, dtype=torch.int64), {"positions": torch.arange(4)}, "positions"),
         (torch.zeros(2, 3, dtype=torch.int64), {"mask": torch.ones(2, 3, dtype=torch.bool)}, "mask"),
+        (torch.zeros(2, 3, dtype=torch.int64), {"mask": torch.ones(3, 3, 3, dtype=torch.bool)}, "2 rows and 4 heads"),
+        (torch.zeros(2, 3, dtype=torch.int64), {"mask": torch.ones(2, 2, 3, 3, dtype=torch.bool)}, "2 rows and 4"),
     ],
 )
 def test_wrong_input_is_named(tiny_model: Models, tokens: Tensor, kwargs: dict[str, Any], part: str) -> None:
@@ -275,6 +277,8 @@ def test_a_failed_pass_leaves_the_cache_as_it_was(tiny_model: Models, random_tok
     model(tokens_BT[:, :8], cache=cache)
     with pytest.raises(InputError, match="8 of at most 10 tokens; 4 more"):
         model(tokens_BT[:, 8:], cache=cache)
+    with pytest.raises(InputError, match="logits_to_keep 0"):
+        model(tokens_BT[:, 8:10], cache=cache, logits_to_keep=0)
     assert cache.length == 8
     close(model(tokens_BT[:, 8:10], cache=cache), model(tokens_BT[:, :10])[:, 8:])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from forethought.core.config import to_dict
 from forethought.core.errors import ConfigError, DataError
 from forethought.data import open_corpus
 from forethought.nn import load_language_model
-from forethought.pretrain import fit
+from forethought.pretrain import fit, prepare
 from forethought.pretrain.evaluate import bits_per_byte, measure, ngram_baselines, window_losses
 from forethought.pretrain.fit import fit_task
 from tests.app.workshop import small_config, small_text
@@ -109,6 +110,12 @@ def test_a_teacher_with_other_tokens_is_refused(fitted: Path, tmp_path: Path):
     settings = replace(settings, corpus=replace(settings.corpus, vocab_size=280), teacher=str(fitted / "run" / "model"))
     with pytest.raises(ConfigError, match="another vocabulary"):
         fit(settings, tmp_path / "draft", recipe="test")
+    assert not (tmp_path / "draft").exists(), "a corrected command may use the name"
+
+
+def test_a_run_as_a_source_is_named_for_what_it_is(fitted: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="run is a run; give text, or one prepared corpus alone"):
+        fit(small_config(fitted / "run"), tmp_path / "again", recipe="test")
 
 
 def test_a_corpus_that_cannot_be_read_leaves_no_run(tmp_path: Path):
@@ -133,3 +140,42 @@ def test_the_golden_curve(fitted: Path):
     else:
         expected = [float.fromhex(loss) for loss in golden["losses"]]
         assert losses == pytest.approx(expected, rel=2e-3)
+
+
+def test_the_speed_does_not_depend_on_how_often_it_is_logged(tmp_path: Path):
+    text = small_text(tmp_path / "text.jsonl")
+    speeds: list[float] = []
+    for log_every in (1, 10):
+        settings = small_config(text)
+        loop = replace(settings.loop, log_every=log_every, checkpoint_every=0, evaluate_every=0)
+        run = tmp_path / str(log_every)
+        result = fit(replace(settings, loop=loop, baselines=False), run, recipe="test")
+        timings = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()][1:]
+        seconds_a_step = np.median([record["seconds"] for record in timings]) / log_every
+        speeds.append(result["tokens_per_second"] * seconds_a_step)
+    assert speeds == pytest.approx([4 * 32, 4 * 32], rel=1e-6)
+
+
+def test_an_empty_split_is_refused_before_training_and_leaves_no_run(fitted: Path, tmp_path: Path):
+    settings = small_config(fitted / "text.jsonl")
+    settings = replace(settings, corpus=replace(settings.corpus, test_share=0.0))
+    with pytest.raises(DataError, match=r"test\.bin holds no tokens, and a fit measures every split"):
+        fit(settings, tmp_path / "run", recipe="test")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_shape_that_cannot_be_built_is_refused_with_the_config():
+    settings = small_config(Path("text.jsonl"))
+    with pytest.raises(ConfigError, match="hidden_size 30 is not a multiple of num_heads 4"):
+        replace(settings, model=replace(settings.model, hidden_size=30, num_heads=4))
+
+
+def test_a_corpus_that_changed_between_two_lives_is_refused(fitted: Path, tmp_path: Path):
+    first = replace(small_config(fitted / "text.jsonl"), sources=(str(tmp_path / "corpus"),), baselines=False)
+    prepare([str(fitted / "text.jsonl")], tmp_path / "corpus", first.corpus)
+    fit(first, tmp_path / "run", recipe="test")
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "corpus")
+    prepare([str(small_text(tmp_path / "other.jsonl", 70))], tmp_path / "corpus", first.corpus)
+    with pytest.raises(ConfigError, match="another corpus"):
+        fit(first, tmp_path / "run", recipe="test", exists="resume")

@@ -159,6 +159,8 @@ def test_order_pays_on_real_text(shared_data: Path) -> None:
         lambda: KneserNey(vocab_size=3).fit([0, 1], [0, 0]),
         lambda: KneserNey(vocab_size=3).fit([0, 1], [0, 2]),
         lambda: KneserNey(vocab_size=3).loss([0]),
+        lambda: KneserNey(vocab_size=3).distribution([]),
+        lambda: KneserNey(vocab_size=3).distribution([1]),
         lambda: KneserNey(vocab_size=3).fit([0, 1]).loss([0, 7]),
         lambda: KneserNey(vocab_size=3).fit([0, 1]).distribution([9]),
         lambda: unigram_loss([0], [4], 3),

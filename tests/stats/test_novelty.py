@@ -129,3 +129,5 @@ def test_bad_artefacts_are_named() -> None:
             Novelty.from_dict(values)
     with pytest.raises(ArtefactError):
         CUSUM.from_dict({"threshold": 1.0})
+    with pytest.raises(ArtefactError, match="CUSUM"):
+        CUSUM.from_dict({"threshold": math.nan, "drift": 0.5, "value": 0.0})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forethought.core.errors import InputError
-from forethought.stats import fit_chinchilla, fit_power_law, identify
+from forethought.stats import fit_chinchilla, fit_power_law, identify, lawfit
 from forethought.stats.divergence import clopper_pearson
 from forethought.stats.levenberg import huber
 from forethought.stats.powerlaw import design_of, observe
@@ -240,3 +240,28 @@ def test_chinchilla_intervals_hold_the_truth_under_noise() -> None:
 def test_chinchilla_needs_six_points() -> None:
     with pytest.raises(InputError, match="6 points"):
         fit_chinchilla([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [5, 4, 3, 2, 1])
+
+
+def test_chinchilla_gives_no_interval_without_a_bootstrap() -> None:
+    with pytest.raises(InputError, match="num_bootstrap 0"):
+        fit_chinchilla(*runs(0.003), num_bootstrap=0)
+
+
+def test_replicates_fitted_in_groups_give_what_they_give_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.geomspace(1.0, 100.0, 9)
+    y = curve(x, 2.0, 0.5, 1.0) * (1 + 0.01 * np.sin(np.arange(9)))
+    together = fit_power_law(x, y, num_bootstrap=60)
+    sizes: list[int] = []
+    solve_group = lawfit._solve_group
+
+    def counted(design: lawfit.Design, y_RN: np.ndarray, *rest: object) -> object:
+        sizes.append(len(y_RN))
+        return solve_group(design, y_RN, *rest)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(lawfit, "_solve_group", counted)
+    monkeypatch.setattr(lawfit, "_MAX_START_VALUES", 48 * 9 * 7)
+    apart = fit_power_law(x, y, num_bootstrap=60)
+    assert max(sizes) == 7
+    np.testing.assert_allclose(apart.samples, together.samples, rtol=1e-9)
+    np.testing.assert_allclose(apart.leave_one_out, together.leave_one_out, rtol=1e-9)
+    assert apart.interval == pytest.approx(together.interval, rel=1e-9)

@@ -217,3 +217,9 @@ def test_a_task_counts_as_done_only_with_its_own_marker_and_result(tmp_path: Pat
     assert not job.finished()
     (directory / "result.json").write_text('{"loss": ')
     assert not job.finished()
+
+
+@pytest.mark.parametrize("name", ["run\n", "run.log", "../run", ".hidden"])
+def test_a_name_that_is_no_plain_run_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="settings 1 name the run"):
+        plan("fanout_tasks:anything", [{"name": "run"}, {"name": name}], root=tmp_path, allow=ALLOW)

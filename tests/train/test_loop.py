@@ -215,8 +215,12 @@ def test_final_last_keeps_the_last_weights(run: Run) -> None:
 
 
 def test_patience_without_evaluation_and_an_unknown_monitor_are_refused(run: Run) -> None:
-    with pytest.raises(ConfigError, match="patience needs an evaluation"):
-        fit(model(), run, LoopConfig(steps=2, patience=1))
+    with pytest.raises(ConfigError, match="patience needs an evaluation to count; set evaluate_every"):
+        LoopConfig(steps=2, patience=1)
+    with pytest.raises(ConfigError, match="patience needs an evaluation to watch"):
+        fit(model(), run, LoopConfig(steps=2, patience=1, evaluate_every=1))
+    with pytest.raises(ConfigError, match="final='best' needs an evaluation to watch"):
+        fit(model(), run, LoopConfig(steps=2, final="best"))
     with pytest.raises(ConfigError, match="monitor 'accuracy' is not evaluated; evaluated: validation_loss"):
         fit(model(), run, LoopConfig(steps=1, evaluate_every=1, monitor="accuracy"), evaluate=scripted([1.0]))
 
@@ -255,6 +259,19 @@ def test_a_request_to_stop_saves_no_weights_that_are_not_finite(run: Run) -> Non
 
     with pytest.raises(TrainingError, match="at step 4"):
         fit(model(), run, LoopConfig(steps=20, log_every=10, checkpoint_every=3), loss=breaking)
+    assert run.checkpoints.steps() == [3]
+
+
+def test_a_request_to_stop_saves_no_weights_that_an_endless_gradient_spoilt(run: Run) -> None:
+    def breaking(module: nn.Module, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        value, extra = squared(module, pair)
+        if torch.equal(pair[0], batch(3)[0]):
+            os.kill(os.getpid(), signal.SIGTERM)
+            value = value + (value - value.detach()).sqrt()
+        return value, extra
+
+    with pytest.raises(TrainingError, match="a weight is nan at step 4"):
+        fit(model(), run, LoopConfig(steps=20, log_every=10, checkpoint_every=3, clip_norm=None), loss=breaking)
     assert run.checkpoints.steps() == [3]
 
 

@@ -202,3 +202,14 @@ def test_every_schedule_rises_then_never_rises_again_and_stays_between_floor_and
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(found[start:]))
     assert all(value >= floor - 1e-12 for value in found[start:])
     assert found[0] > 0.0 or (start == 0 and floor == 0.0)
+
+
+@pytest.mark.parametrize(("saved", "now"), [("adamw", "muon"), ("muon", "adamw")])
+def test_a_state_of_another_optimiser_is_refused(saved: str, now: str) -> None:
+    module = Model()
+    first = build_optimisers(module, OptimiserConfig(name=saved))
+    sum(parameter.sum() for parameter in module.parameters() if parameter.requires_grad).backward()
+    first.step()
+    with pytest.raises(ConfigError, match=r"state of hidden\.weight .* choose the optimiser that the run was started"):
+        build_optimisers(module, OptimiserConfig(name=now)).load_state(first.state())
+    build_optimisers(module, OptimiserConfig(name=saved)).load_state(first.state())

@@ -175,3 +175,9 @@ def test_a_single_process_needs_no_group() -> None:
     assert not parallel.any(False)
     assert parallel.mean_figures({"b": 1.0, "a": 2.0}) == {"b": 1.0, "a": 2.0}
     parallel.barrier()
+
+
+@pytest.mark.parametrize("name", ["banana", "cuda:97"])
+def test_a_device_that_is_not_there_is_bad_input(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"the device '{name}' cannot be used here"), open_parallel("none", name):
+        pass

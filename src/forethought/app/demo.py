@@ -21,9 +21,9 @@ from forethought.core.config import config
 from forethought.core.errors import unknown_name
 from forethought.core.progress import track
 from forethought.core.run import Exists, Run
-from forethought.data import STDLIB, open_corpus, prepare_corpus, stdlib_facts
+from forethought.data import STDLIB, open_corpus, stdlib_facts
 from forethought.decode import SamplingParams, acceptance
-from forethought.pretrain import DistillationConfig, FitConfig, ModelShape, fit
+from forethought.pretrain import DistillationConfig, FitConfig, ModelShape, fit, prepare
 from forethought.stats import median_interval, paired_ratio
 from forethought.train import LoopConfig
 
@@ -82,7 +82,7 @@ def quick() -> DemoConfig:
         target,
         model=ModelShape(hidden_size=32, num_layers=1, num_heads=1),
         distillation=DistillationConfig(share=1.0),
-        loop=LoopConfig(steps=150, evaluate_every=75, checkpoint_every=75),
+        loop=LoopConfig(steps=200, evaluate_every=100, checkpoint_every=100),
     )
     corpus = replace(target.corpus, max_bytes=2 << 20)
     return DemoConfig(
@@ -130,6 +130,9 @@ def run_demo(
         InterruptedRunError: interrupted and saved.
     """
     with Run.open(out, config=settings, recipe=recipe, recipe_config=settings, exists=exists) as run:
+        finished = run.result()
+        if finished is not None and ("decode" in finished or "decode" not in parts):
+            return finished | {"report": str(write_report(out))}
         corpus = _make_corpus(settings, out, as_json)
         shared = {"sources": (str(corpus),)}
         target = fit(replace(settings.target, **shared), out / "target", recipe=recipe, exists="resume", title="target")
@@ -151,14 +154,7 @@ def _make_corpus(settings: DemoConfig, out: Path, as_json: bool) -> Path:
             f"{facts.num_bytes:,} bytes, SHA-256 {facts.sha256[:16]}",
             as_json=as_json,
         )
-    with track("corpus", None, unit="of this stage") as progress:
-        prepare_corpus(
-            settings.sources,
-            out / "corpus",
-            settings.target.corpus,
-            lambda stage, done, total: progress.update(done, stage=stage, of=total),
-        )
-    return out / "corpus"
+    return prepare(settings.sources, out / "corpus", settings.target.corpus).path
 
 
 def _decode(settings: DemoConfig, out: Path, as_json: bool) -> dict[str, Any]:

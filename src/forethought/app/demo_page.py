@@ -62,13 +62,13 @@ def decode_sections(decoded: Mapping[str, Any]) -> list[Section]:
     same = "the same tokens" if decoded["greedy_tokens_equal"] else "DIFFERENT tokens, which is a defect"
     return [
         Section(
-            "The draft guesses well",
+            "How often the draft is right",
             f"How often the target agrees with its draft: on {decoded['held_out_tokens']:,} held-out tokens, and "
             "while decoding.",
             drawing=charts.bars(kept, label="share of tokens"),
         ),
         Section(
-            "One pass of the target gives several tokens",
+            "Tokens for one pass of the target",
             f"Tokens for each forward pass of the target. All methods gave {same} greedily.",
             drawing=charts.bars(per_forward, label="tokens a target forward"),
         ),

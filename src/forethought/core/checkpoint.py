@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forethought.core import files
-from forethought.core.errors import ArtefactError, CheckpointError
+from forethought.core.errors import ArtefactError, CheckpointError, ConfigError
 from forethought.core.faults import fault
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Checkpoint:
     directory: Path
     step: int
     state: dict[str, Any]
+    names: frozenset[str]
 
     def tensors(self, group: str) -> dict[str, Tensor]:
         """Read one group of tensors.
@@ -45,8 +46,8 @@ class Checkpoint:
         import safetensors.torch
 
         path = self.directory / f"{group}.safetensors"
-        if not path.is_file():
-            present = sorted(p.stem for p in self.directory.glob("*.safetensors"))
+        if path.name not in self.names:
+            present = sorted(Path(name).stem for name in self.names if name.endswith(".safetensors"))
             raise CheckpointError(f"{self.directory} has no tensors {group!r}; it holds: {', '.join(present)}")
         try:
             return safetensors.torch.load_file(path)  # pyright: ignore[reportUnknownMemberType]
@@ -59,9 +60,14 @@ class CheckpointStore:
 
     Only the newest `keep` checkpoints and the best one stay; each save publishes by one rename, so that a crash at any
     instant leaves every earlier checkpoint usable.
+
+    Raises:
+        ConfigError: keep is below 1.
     """
 
     def __init__(self, directory: Path | str, *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ConfigError(f"keep {keep} is below 1; a run keeps at least its newest checkpoint to resume from")
         self.directory = Path(directory)
         self.keep = keep
 
@@ -113,7 +119,7 @@ class CheckpointStore:
             )
         if state.get("step") != step:
             raise CheckpointError(f"{directory} says it is step {state.get('step')}; its name was changed by hand")
-        return Checkpoint(directory, step, state)
+        return Checkpoint(directory, step, state, frozenset(names))
 
     def latest(self, *, fallback: bool = False) -> Checkpoint | None:
         """Return the newest checkpoint, or None where there is none; fallback passes over damaged ones.

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from forethought.core.errors import ArtefactError, CheckpointError, RunExistsError, StorageError
+from forethought.core.errors import ArtefactError, CheckpointError, ConfigError, RunExistsError, StorageError
 from forethought.core.faults import fault
 from forethought.core.litter import beside
 from forethought.core.litter import sweep as sweep
@@ -218,9 +218,13 @@ def publish(target: Path | str, contents: Mapping[str, bytes | Callable[[], byte
     """Publish a directory from names and bytes; a callable is asked for its bytes when its turn comes.
 
     Raises:
+        ConfigError: a name leads out of the directory, or is the manifest's.
         RunExistsError: the target exists and replace is False.
         StorageError: the disk refused; the target is as it was before.
     """
+    for name in contents:
+        if not is_plain_name(name) or name == MANIFEST:
+            raise ConfigError(f"{name!r} cannot be published in {target}: give a relative name other than {MANIFEST}")
     with staged(target, replace=replace) as staging:
         for name, data in contents.items():
             fault("publish.before_file")

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _LITTER_AGE_SECONDS = 24 * 3600
@@ -48,13 +49,15 @@ def sweep(parent: Path | str) -> list[str]:
         if match is None or not _abandoned(entry, match):
             continue
         target = parent / match["name"]
-        if match["what"] == "old" and not target.exists():
-            os.rename(entry, target)
-        elif entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
-        cleared.append(entry.name)
+        # Another process may sweep the same directory at this moment, or the directory may not be ours to change.
+        with suppress(OSError):
+            if match["what"] == "old" and not target.exists():
+                os.rename(entry, target)
+            elif entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+            cleared.append(entry.name)
     return cleared
 
 

@@ -72,14 +72,19 @@ class Run:
         if exists not in ("resume", "refuse", "replace"):
             raise unknown_name("choice for an existing run", exists, ("resume", "refuse", "replace"))
         files.sweep(directory.parent)
-        found = directory.exists()
-        if found:
+        if directory.exists():
             _check_usable(directory, exists)
         files.make_directory(directory)
         lock = _acquire(directory)
-        run = cls(directory, lock=lock, keep=keep, resumed=False)
         try:
-            run._begin(config, recipe, recipe_config, resume=found and exists == "resume", allow=allow)
+            # Asked again under the lock: until then another process may have made a run of this name, and ended.
+            _check_usable(directory, exists)
+            run = cls(directory, lock=lock, keep=keep, resumed=False)
+        except BaseException:
+            lock.close()
+            raise
+        try:
+            run._begin(config, recipe, recipe_config, resume=exists == "resume", allow=allow)
         except BaseException:
             run.close()
             raise
@@ -122,7 +127,8 @@ class Run:
         for name in (METRICS, TIMINGS) if self._lock else ():
             stream = self._streams.pop(name, None)
             if stream is not None:
-                stream.close()
+                with files.explained("write", self.directory / name):
+                    stream.close()
             path, length = self.directory / name, position.get(name, 0)
             size = path.stat().st_size if path.exists() else 0
             if size < length:
@@ -192,9 +198,11 @@ class Run:
             self.resumed = True
         else:
             _clear(self.directory)
-            files.write_bytes(self.directory / ARTEFACT, kind_bytes("run", recipe=recipe))
+            files.replace_file(self.directory / ARTEFACT, kind_bytes("run", recipe=recipe))
             files.write_json(self.directory / CONFIG, echo)
-        files.write_json(self.directory / ENVIRONMENT, environment())
+        # A finished run that is opened again runs nothing, so what it ran on stays as it was.
+        if not (self.directory / RESULT).exists():
+            files.write_json(self.directory / ENVIRONMENT, environment())
         files.sweep(self.directory)
         files.sweep(self.checkpoints.directory)
 
@@ -239,8 +247,19 @@ def _check_usable(directory: Path, exists: Exists) -> None:
             f"{directory} already exists; say --exists resume to go on with it, --exists replace to start it anew, "
             "or give another directory"
         )
-    if not (directory / ARTEFACT).is_file() and not (directory / CONFIG).is_file():
+    if not _is_run(directory):
         raise RunExistsError(f"{directory} holds files that are no run of this library; give another directory")
+
+
+def _is_run(directory: Path) -> bool:
+    """Say whether either of the two files that name a run's kind does; a model and a corpus have such files too."""
+    for name in (ARTEFACT, CONFIG):
+        try:
+            if files.read_json(directory / name, what="run description").get("kind") == "run":
+                return True
+        except ArtefactError:
+            continue
+    return False
 
 
 def _acquire(directory: Path) -> BinaryIO:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import forethought.data.splits as splits
 from forethought.core import artefact, files, rng
 from forethought.core.config import config, digest, from_dict, to_dict
-from forethought.core.errors import ArtefactError, ConfigError, DataError, RunExistsError
+from forethought.core.errors import ArtefactError, ConfigError, DataError, RunExistsError, unknown_name
 from forethought.data.reading import ReadOptions, SourceFile, Tally, find_files, fingerprint, read_files
 from forethought.data.shards import ShardFacts, ShardWriter, TokenDataset, open_shard
 from forethought.data.splits import SPLITS, TRAIN, LeakPolicy
@@ -30,12 +30,15 @@ from forethought.data.tokenizer import (
     MIN_VOCAB_SIZE,
     Tokenizer,
     load_tokenizer,
+    stored_identity,
     train_tokenizer,
 )
 
 CORPUS_KIND = "corpus"
 CORPUS_FORMAT = 1
 CORPUS_FILE = "corpus.json"
+Exists = Literal["reuse", "refuse", "replace"]
+EXISTS: tuple[Exists, ...] = ("reuse", "refuse", "replace")
 Progress = Callable[[str, int, int | None], None]
 
 _BATCH_BYTES = 2 << 20
@@ -96,7 +99,7 @@ def prepare_corpus(
     config: CorpusConfig | None = None,
     progress: Progress | None = None,
     *,
-    exists: Literal["reuse", "refuse", "replace"] = "reuse",
+    exists: Exists = "reuse",
 ) -> Corpus:
     """Make a corpus of files, folders or "stdlib" and open it; progress is called as (stage, done, total or None).
 
@@ -107,9 +110,11 @@ def prepare_corpus(
         DataError: a source cannot be read, or holds too little text for the splits.
         RunExistsError: `out` exists and may not be used.
         StorageError: the disk refused a write; `out` is as it was before.
-        ConfigError, ArtefactError: the config or the tokenizer named in it cannot be used.
+        ConfigError, ArtefactError: `exists`, the config or the tokenizer named in it cannot be used.
     """
     config, out = config or CorpusConfig(), Path(out)
+    if exists not in EXISTS:
+        raise unknown_name("choice for an existing corpus", str(exists), EXISTS)
     if not sources:
         raise ConfigError("no source was given; name files or folders, or 'stdlib' for the embedded corpus")
     tally = Tally()
@@ -151,7 +156,8 @@ def open_corpus(path: str | Path) -> Corpus:
     tokenizer = load_tokenizer(path)
     opened = [open_shard(path, name) for name in SPLITS]
     for dataset in opened:
-        if dataset.facts.tokenizer_hash != tokenizer.digest or dataset.vocab_size != tokenizer.vocab_size:
+        facts_of_it = (dataset.facts.tokenizer_hash, dataset.vocab_size, dataset.end_of_text)
+        if facts_of_it != (tokenizer.digest, tokenizer.vocab_size, tokenizer.end_of_text):
             raise DataError(f"{dataset.path} was made with another tokenizer than the one beside it; prepare it again")
     train, validation, test = opened
     made_by = from_dict(CorpusConfig, settings, source=str(path / CORPUS_FILE))
@@ -166,7 +172,7 @@ def _find(sources: Sequence[str | Path], tally: Tally) -> list[SourceFile]:
 
 
 def _identity(source_hash: str, config: CorpusConfig) -> str:
-    given = files.sha256_file(config.tokenizer) if config.tokenizer and Path(config.tokenizer).is_file() else ""
+    given = stored_identity(config.tokenizer) if config.tokenizer else ""
     settings = to_dict(dataclasses.replace(config, tokenizer=""))
     return digest({"format": CORPUS_FORMAT, "sources": source_hash, "config": settings, "tokenizer": given})
 
@@ -233,10 +239,11 @@ class _Preparation:
         def report_progress(done: int, total: int) -> None:
             self.progress("leak check", done, total)
 
-        leaks = splits.find_leaks(store, split_D, self.config.leak_threshold, report_progress)
-        kept_D = splits.apply_policy(store, split_D, leaks, self.config.leak_policy)
+        policy = self.config.leak_policy
+        leaks = splits.find_leaks(store, split_D, self.config.leak_threshold, report_progress, drops=policy == "drop")
+        kept_D = splits.apply_policy(store, split_D, leaks, policy)
         summary = splits.leak_summary(store, split_D, leaks)
-        return kept_D, summary | {"policy": self.config.leak_policy, "threshold": self.config.leak_threshold}
+        return kept_D, summary | {"policy": policy, "threshold": self.config.leak_threshold}
 
     def _tokenizer(self, store: DocumentStore, split_D: NDArray[np.uint8]) -> Tokenizer:
         self.progress("tokenizer", 0, None)

@@ -213,13 +213,14 @@ def _parquet_value(value: Any, where: str, row: int, text_field: str, max_bytes:
         text = value.as_py()
     except UnicodeDecodeError as error:
         return DataError(f"{place}: not UTF-8 at byte {error.start + 1}; convert the column to UTF-8")
-    if isinstance(text, str) and len(text) > max_bytes:
+    if isinstance(text, str) and _exceeds(text, max_bytes):
         return _too_long(place, max_bytes)
     return _checked(text, place, where, row, text_field)
 
 
 def _documents(stream: BinaryIO, where: str, plan: TextPlan) -> Iterator[Item]:
     number, pending = 0, ""
+    whole = bool(plan.separator) or not plan.piece_length
     for text in _decoded(stream, where):
         if isinstance(text, DataError):
             yield text
@@ -228,8 +229,11 @@ def _documents(stream: BinaryIO, where: str, plan: TextPlan) -> Iterator[Item]:
         pieces, pending = _split(pending, plan)
         for piece in pieces:
             number += 1
-            yield Document(piece, where, number)
-        if (plan.separator or not plan.piece_length) and len(pending) > plan.max_bytes:
+            too_long = whole and _exceeds(piece, plan.max_bytes)
+            yield (
+                _too_long(f"{where}, document {number}", plan.max_bytes) if too_long else Document(piece, where, number)
+            )
+        if whole and _exceeds(pending, plan.max_bytes):
             yield _too_long(f"{where}, document {number + 1}", plan.max_bytes)
             return
     if pending:
@@ -275,6 +279,13 @@ def _decoded(stream: BinaryIO, where: str) -> Iterator[str | DataError]:
 
 def _damaged(place: str, error: BaseException) -> DataError:
     return DataError(f"{place}: the file is damaged or cut short ({_first_line(error)}); restore it from its source")
+
+
+def _exceeds(text: str, max_bytes: int) -> bool:
+    # The number of characters bounds that of bytes from both sides, so few texts are encoded to be judged.
+    if len(text) > max_bytes or text.isascii():
+        return len(text) > max_bytes
+    return 4 * len(text) > max_bytes and len(text.encode("utf-8", "surrogatepass")) > max_bytes
 
 
 def _too_long(place: str, max_bytes: int) -> DataError:

@@ -193,7 +193,11 @@ def _read_one(source: SourceFile, options: ReadOptions) -> Iterator[formats.Item
     if kind == "unsupported" and source.named:
         return iter([DataError(f"{where}: {Path(source.path.name).suffix} is not read; convert it to JSONL or text")])
     cut = options.piece_length
-    if not source.named and source.path.stat().st_size <= _WHOLE_FILE_BYTES and not formats.is_gzip(source.path):
+    try:
+        is_short = source.path.stat().st_size <= _WHOLE_FILE_BYTES
+    except OSError as error:
+        return iter([DataError(f"{where} cannot be read: {error.strerror or error}; was it moved away?")])
+    if not source.named and is_short and not formats.is_gzip(source.path):
         cut = 0
     plan = formats.TextPlan(options.document_separator, cut, limit, refuse_binary=source.named)
     return formats.read_text(source.path, where, plan)

@@ -74,12 +74,18 @@ def assign_splits(
 
 
 def find_leaks(
-    store: DocumentStore, split_D: NDArray[np.uint8], threshold: float, progress: Progress | None = None
+    store: DocumentStore,
+    split_D: NDArray[np.uint8],
+    threshold: float,
+    progress: Progress | None = None,
+    *,
+    drops: bool = True,
 ) -> LeakReport:
     """Measure which held-out documents share word 13-grams with an earlier split; memory is bounded for any corpus.
 
     A document's overlap is the share of its own 13-grams that stand in the earlier split; one of fewer than 13 words
-    has none (exact copies were removed before).
+    has none (exact copies were removed before). With `drops`, what leaks into validation will be dropped, so test
+    documents are not compared with it.
     """
     found: list[tuple[Indices, NDArray[np.float64]]] = []
     leaked_before = np.empty(0, np.int64)
@@ -94,7 +100,7 @@ def find_leaks(
             for chunk in _chunks(store, members)
         ]
         found.append((members, np.concatenate([*overlaps, np.empty(0)])))
-        leaked_before = members[found[-1][1] > threshold]
+        leaked_before = members[found[-1][1] > threshold] if drops else members[:0]
     documents = np.concatenate([members for members, _ in found])
     overlap = np.concatenate([values for _, values in found])
     return LeakReport(documents, overlap, documents[overlap > threshold])

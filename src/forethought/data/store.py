@@ -53,8 +53,10 @@ class DocumentStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._out.close()
-        self._reader.close()
+        try:
+            self._out.close()
+        finally:
+            self._reader.close()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

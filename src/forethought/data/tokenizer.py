@@ -109,8 +109,11 @@ class Tokenizer:
         return int(self._byte_lengths[tokens].sum())
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json into a directory that is being staged."""
+        """Write tokenizer.json into a directory that is being staged, and beside it a separator it does not imply."""
         files.write_bytes(directory / TOKENIZER_FILE, self.serialised.encode())
+        if _find_separator(self._inner, None) != self.end_of_text:
+            settings = {"eos_token": self._inner.id_to_token(self.end_of_text)}
+            files.write_bytes(directory / _SETTINGS_FILE, files.dump_json(settings))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -142,8 +145,7 @@ def load_tokenizer(place: str | Path) -> Tokenizer:
     Raises:
         ArtefactError: the file is missing, larger than 64 MiB, malformed, or names no token that ends a document.
     """
-    path = Path(place)
-    path = path / TOKENIZER_FILE if path.is_dir() else path
+    path = _file_of(place)
     files.read_json(path, what="tokenizer", limit=_MAX_FILE_BYTES)
     try:
         inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -152,13 +154,40 @@ def load_tokenizer(place: str | Path) -> Tokenizer:
     return Tokenizer(inner, str(path), separator=_given_separator(path.parent))
 
 
-def _separator(inner: tokenizers.Tokenizer, source: str, given: str | None) -> int:
+def stored_identity(place: str | Path) -> str:
+    """Return what tells one stored tokenizer from another before it is opened: its file's hash and named separator.
+
+    Empty where there is no such file.
+
+    Raises:
+        ArtefactError: the settings beside the tokenizer are malformed.
+    """
+    path = _file_of(place)
+    if not path.is_file():
+        return ""
+    separator = _given_separator(path.parent)
+    return files.sha256_file(path) + (f" {separator}" if separator is not None else "")
+
+
+def _file_of(place: str | Path) -> Path:
+    path = Path(place)
+    return path / TOKENIZER_FILE if path.is_dir() else path
+
+
+def _find_separator(inner: tokenizers.Tokenizer, given: str | None) -> int | None:
     special = [added.content for added in inner.get_added_tokens_decoder().values() if added.special]
     # A tokenizer with one special token has nothing else to end a document with.
     for name in ((given,) if given else ()) + _SEPARATORS + (tuple(special) if len(special) == 1 else ()):
         token = inner.token_to_id(name)
         if token is not None:
             return token
+    return None
+
+
+def _separator(inner: tokenizers.Tokenizer, source: str, given: str | None) -> int:
+    found = _find_separator(inner, given)
+    if found is not None:
+        return found
     raise ArtefactError(
         f"{source} has no token that ends a document: name one as eos_token in {_SETTINGS_FILE} beside it, "
         f"or use one of {', '.join(_SEPARATORS)}"

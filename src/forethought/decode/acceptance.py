@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forethought.core.errors import ConfigError
+from forethought.core.errors import InputError
+from forethought.decode.cached import check_same_vocabulary
 from forethought.decode.sampling import SamplingParams, distribution
 from forethought.nn import LanguageModel
 
@@ -37,11 +38,9 @@ def acceptance(
         ConfigError: draft and target have different vocabularies.
         InputError: the tokens do not fit the models.
     """
-    if draft.config.vocab_size != model.config.vocab_size:
-        raise ConfigError(
-            f"the draft has {draft.config.vocab_size} tokens and the target {model.config.vocab_size}; "
-            "give a draft with the target's tokenizer"
-        )
+    check_same_vocabulary(model, draft)
+    if tokens_BT.numel() == 0:
+        raise InputError(f"tokens have shape {tuple(tokens_BT.shape)}; give at least one text of at least one token")
     params = params or SamplingParams()
     agreed, overlap = 0, 0.0
     for tokens_T in tokens_BT:

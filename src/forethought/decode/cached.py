@@ -10,8 +10,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from forethought.core.errors import InputError
+from forethought.core.errors import ConfigError, InputError
 from forethought.nn import LanguageModel
+
+
+def check_same_vocabulary(model: LanguageModel, draft: LanguageModel) -> None:
+    """Refuse a draft model whose tokens are not the target's.
+
+    Raises:
+        ConfigError: the vocabularies have different sizes.
+    """
+    if draft.config.vocab_size != model.config.vocab_size:
+        raise ConfigError(
+            f"the draft has {draft.config.vocab_size} tokens and the target {model.config.vocab_size}; "
+            "give a draft with the target's tokenizer"
+        )
 
 
 class CachedModel:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from forethought.core.errors import ConfigError, InputError, unknown_name
-from forethought.decode.cached import CachedModel
+from forethought.decode.cached import CachedModel, check_same_vocabulary
 from forethought.decode.chance import Chance
 from forethought.decode.detokenize import Decode
 from forethought.decode.emission import Chunk, Emission
@@ -112,7 +112,8 @@ def generate(
 
     Methods: "none" one token a forward; "draft" a draft model proposes `num_speculative_tokens` a round; "ngram" the
     text so far does; "ssd" the draft model prepares answers to the verdicts it foresees. With temperature 0 all give
-    the same tokens; with a seed each gives its own tokens again. `decode` (tokens to text) is needed for text and stop
+    the same tokens, unless two logits lie closer than the rounding of a forward pass, which depends on how many tokens
+    it reads; with a seed each gives its own tokens again. `decode` (tokens to text) is needed for text and stop
     strings; `eos_token_id` is one id, several, or None for none; `ssd` sets how SSD prepares.
 
     Raises:
@@ -145,17 +146,13 @@ def _check_method(model: LanguageModel, method: Method, draft: LanguageModel | N
         return
     if draft is None:
         raise ConfigError(f"the method {method} needs a draft model; give draft=, or the method ngram or none")
-    if draft.config.vocab_size != model.config.vocab_size:
-        raise ConfigError(
-            f"the draft has {draft.config.vocab_size} tokens and the target {model.config.vocab_size}; "
-            "give a draft with the target's tokenizer"
-        )
+    check_same_vocabulary(model, draft)
 
 
 def _check_prompt(model: LanguageModel, prompt_tokens: Sequence[int], params: SamplingParams) -> int:
     """Return how many tokens may be generated."""
     context, vocabulary_size = model.config.max_positions, model.config.vocab_size
-    if not prompt_tokens:
+    if len(prompt_tokens) == 0:
         raise InputError("the prompt has no tokens; give at least one, for example the end-of-text token")
     unknown = next((token for token in prompt_tokens if not 0 <= token < vocabulary_size), None)
     if unknown is not None:

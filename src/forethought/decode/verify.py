@@ -55,7 +55,8 @@ def draw(probabilities_BV: Tensor, uniforms_B: Sequence[float]) -> list[int]:
 
     A token without mass is never returned, whatever the rounding.
     """
-    cumulative_BV = probabilities_BV.to(torch.float64).cumsum(dim=-1)
+    # An accelerator's parallel scan need not be monotone to the last bit; cummax makes it so.
+    cumulative_BV = probabilities_BV.to(torch.float64).cumsum(dim=-1).cummax(dim=-1).values
     uniforms_B1 = torch.tensor(uniforms_B, dtype=torch.float64, device=cumulative_BV.device).unsqueeze(-1)
     return torch.searchsorted(cumulative_BV, uniforms_B1 * cumulative_BV[:, -1:], right=True).squeeze(-1).tolist()
 

@@ -86,8 +86,11 @@ class OutcomeHistogram:
         """
         try:
             counts = np.array(values["counts"], dtype=np.float64)
+            weight = float(values["weight"])
+            if counts.ndim != 2 or not (np.isfinite(counts) & (counts >= 0)).all() or not 0 < weight < np.inf:
+                raise ValueError(f"counts of shape {counts.shape} or weight {weight}")
             made = cls(counts.shape[0], counts.shape[1] - 1, float(values["decay"]))
-            made._weight, made._counts = float(values["weight"]), counts
+            made._weight, made._counts = weight, counts
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ArtefactError(f"not an outcome histogram: {error!r}; write one with to_dict") from error
         return made

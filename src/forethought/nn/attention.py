@@ -59,7 +59,13 @@ class Attention(nn.Module):
         if cache is not None:
             k_BKSD, v_BKSD = cache.append(self.layer, k_BKSD, v_BKSD)
         mask, causal = resolve_mask(
-            mask, causal=causal, num_queries=x_BTD.shape[1], num_keys=k_BKSD.shape[2], device=x_BTD.device
+            mask,
+            causal=causal,
+            batch=x_BTD.shape[0],
+            num_heads=self.num_heads,
+            num_queries=x_BTD.shape[1],
+            num_keys=k_BKSD.shape[2],
+            device=x_BTD.device,
         )
         # enable_gqa saves the copy that repeating the key-value heads would take.
         attended_BHTD = functional.scaled_dot_product_attention(

@@ -133,6 +133,8 @@ class DenseCache:
         Raises:
             InputError: no row is named, or one lies outside the batch.
         """
+        if isinstance(rows, Tensor) and rows.dtype == torch.bool:
+            raise InputError("rows is a boolean mask; give the numbers of the rows, for example mask.nonzero()[:, 0]")
         chosen = [int(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
         if not chosen or not all(0 <= row < self.batch_size for row in chosen):
             raise InputError(f"rows {chosen} must name at least one of the rows 0 to {self.batch_size - 1}")

@@ -12,18 +12,17 @@ import torch
 
 from forethought.core import files
 from forethought.core.artefact import ARTEFACT, read_kind
-from forethought.core.errors import ArtefactError, InputError, unknown_name
+from forethought.core.errors import ArtefactError, InputError
 from forethought.nn.config import TransformerConfig, num_parameters
 from forethought.nn.huggingface_config import config_from_huggingface
 from forethought.nn.language_model import LanguageModel
-from forethought.nn.tensor_files import DTYPES, inside, opened
+from forethought.nn.tensor_files import DTYPES, inside, named_dtype, opened
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
 MAX_CONFIG_BYTES = 1 << 20
-_DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 # Older checkpoints also store the rotary frequencies, which follow from the config.
 _DERIVED = re.compile(r"^model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$")
 
@@ -74,9 +73,9 @@ def load_language_model(
     Raises:
         ArtefactError: a file is missing, malformed, unsafe or does not fit the config; the message names it.
         CheckpointError: a file differs from its manifest.
-        InputError: the dtype or device is unknown.
+        InputError: the dtype or device is unknown, or the device is not at hand.
     """
-    place, wanted = _device(device), _dtype(dtype)
+    place, wanted = _device(device), None if dtype is None else named_dtype(dtype)
     directory = model_directory(directory)
     _check_own(directory)
     config = read_language_model_config(directory)
@@ -245,17 +244,16 @@ def _copy(model: LanguageModel, sources: Mapping[str, tuple[Path, Any]]) -> None
         parameter.copy_(sources[stored][1].get_tensor(stored))
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype is None:
-        return None
-    name = str(dtype).removeprefix("torch.")
-    if name not in _DTYPE_NAMES:
-        raise unknown_name("dtype", name, _DTYPE_NAMES)
-    return _DTYPE_NAMES[name]
-
-
 def _device(device: torch.device | str | None) -> torch.device:
     try:
-        return torch.device("cpu" if device is None else device)
-    except RuntimeError as error:
-        raise InputError(f"device {str(device)!r} is unknown: {error}") from error
+        place = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=place)
+    # A build without the device's backend answers with an assertion.
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"device {str(device)!r} is unknown or not at hand ({reason}); give cpu or one that is"
+        ) from error
+    if place.type == "meta":
+        raise InputError("device 'meta' holds no weights; give cpu or an accelerator of this machine")
+    return place

@@ -167,6 +167,8 @@ def _refuse_windows(reader: _Reader) -> None:
     else:
         first = values.get("max_window_layers", 28)
         num_layers = reader.integer("num_hidden_layers")
+        # Where the key is left out, the family's own default is a window of 4096, not none.
+        window = values.get("sliding_window", 4096)
         in_use = bool(values.get("use_sliding_window")) and window is not None
         in_use = in_use and not (isinstance(first, int) and first >= num_layers)
     if in_use:

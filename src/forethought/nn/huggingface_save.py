@@ -12,14 +12,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from forethought.core import artefact, files
-from forethought.core.errors import ArtefactError, InputError, unknown_name
+from forethought.core.errors import ArtefactError, InputError
 from forethought.nn.config import num_parameters
 from forethought.nn.huggingface import CONFIG, INDEX, WEIGHTS, huggingface_name
 from forethought.nn.huggingface_config import config_to_huggingface
 from forethought.nn.language_model import LanguageModel
-from forethought.nn.tensor_files import DTYPES, write_tensors
+from forethought.nn.tensor_files import named_dtype, write_tensors
 
-_DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+_SETTINGS = "tokenizer_config.json"
 _EOS = ("<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|eos|>", "</s>", "<eos>", "[EOS]")
 _BOS = ("<|begin_of_text|>", "<|bos|>", "<s>", "<bos>", "[BOS]")
 
@@ -36,9 +36,10 @@ def save_language_model(
 ) -> None:
     """Publish a model as a Hugging Face directory, whole or not at all.
 
-    `tokenizer` is a Tokenizer, a tokenizer.json or a directory that holds one; its special tokens give the ids that
-    begin and end a text. Weights go into one file, or into shards of at most `max_shard_bytes` each (a larger tensor
-    gets a shard of its own). `dtype` None keeps the model's. `extra_facts` are JSON values for artefact.json.
+    `tokenizer` is a Tokenizer, a tokenizer.json or a directory that holds one; its special tokens, first those named in
+    a tokenizer_config.json beside it, give the ids that begin and end a text. Weights go into one file, or into shards
+    of at most `max_shard_bytes` each (a larger tensor gets a shard of its own). `dtype` None keeps the model's.
+    `extra_facts` are JSON values for artefact.json.
 
     Raises:
         RunExistsError: the directory exists and replace is False.
@@ -46,7 +47,7 @@ def save_language_model(
         ArtefactError: the tokenizer cannot be read.
         StorageError: the disk refused; what was there before is untouched.
     """
-    stored = _stored_dtype(model, dtype)
+    stored = named_dtype(model.embedding.weight.dtype if dtype is None else dtype)
     pieces = _tokenizer_files(tokenizer, model)
     name = str(stored).removeprefix("torch.")
     ids = pieces.ids
@@ -69,15 +70,6 @@ def save_language_model(
 class _TokenizerFiles:
     def __init__(self, files: dict[str, bytes], ids: dict[str, Any]) -> None:
         self.files, self.ids = files, ids
-
-
-def _stored_dtype(model: LanguageModel, dtype: torch.dtype | str | None) -> torch.dtype:
-    if dtype is None:
-        return model.embedding.weight.dtype
-    name = str(dtype).removeprefix("torch.")
-    if name not in _DTYPE_NAMES:
-        raise unknown_name("dtype", name, _DTYPE_NAMES)
-    return _DTYPE_NAMES[name]
 
 
 def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype, limit: int | None) -> dict[str, list[str]]:
@@ -120,6 +112,9 @@ def _tokenizer_files(tokenizer: Tokenizer | Path | str | None, model: LanguageMo
         )
     special = {token.content: number for number, token in parsed.get_added_tokens_decoder().items() if token.special}
     eos, bos = _pick(special, _EOS), _pick(special, _BOS)
+    if not isinstance(tokenizer, Tokenizer):
+        eos = _named(Path(tokenizer), "eos_token", special) or eos
+        bos = _named(Path(tokenizer), "bos_token", special) or bos
     bos = bos if bos is not None else eos if len(special) == 1 else None
     settings = {"model_max_length": model.config.max_positions, "tokenizer_class": "PreTrainedTokenizerFast"}
     ids: dict[str, Any] = {}
@@ -127,7 +122,7 @@ def _tokenizer_files(tokenizer: Tokenizer | Path | str | None, model: LanguageMo
         if token is not None:
             settings[f"{role}_token"] = token
             ids[f"{role}_token_id"] = special[token]
-    return _TokenizerFiles({"tokenizer.json": text.encode(), "tokenizer_config.json": files.dump_json(settings)}, ids)
+    return _TokenizerFiles({"tokenizer.json": text.encode(), _SETTINGS: files.dump_json(settings)}, ids)
 
 
 def _pick(special: Mapping[str, int], known: tuple[str, ...]) -> str | None:
@@ -135,6 +130,16 @@ def _pick(special: Mapping[str, int], known: tuple[str, ...]) -> str | None:
     if not named and known is _EOS and len(special) == 1:
         return next(iter(special))
     return named[0] if named else None
+
+
+def _named(place: Path, role: str, special: Mapping[str, int]) -> str | None:
+    """The special token that the settings beside a tokenizer give a role, as text or as an object with its content."""
+    path = (place if place.is_dir() else place.parent) / _SETTINGS
+    if not path.is_file():
+        return None
+    named = files.read_json(path, what="tokenizer settings").get(role)
+    named = named.get("content") if isinstance(named, dict) else named
+    return named if isinstance(named, str) and named in special else None
 
 
 def _read_tokenizer(path: Path) -> str:

@@ -49,10 +49,11 @@ class LanguageModel(nn.Module):
         Raises:
             InputError: as `hidden`, or logits_to_keep is not positive.
         """
+        # Before the pass, which would commit the tokens to the cache.
+        if logits_to_keep is not None and logits_to_keep < 1:
+            raise InputError(f"logits_to_keep {logits_to_keep} must be at least 1, or None for all")
         x_BTD = self.hidden(tokens_BT, cache=cache, mask=mask, positions=positions)
         if logits_to_keep is not None:
-            if logits_to_keep < 1:
-                raise InputError(f"logits_to_keep {logits_to_keep} must be at least 1, or None for all")
             x_BTD = x_BTD[:, -logits_to_keep:]
         return self.head(x_BTD)
 
@@ -80,7 +81,13 @@ class LanguageModel(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         rotation = self.rotary(positions, x_BTD.dtype)
         mask, causal = resolve_mask(
-            mask, causal=True, num_queries=num_tokens, num_keys=past + num_tokens, device=tokens_BT.device
+            mask,
+            causal=True,
+            batch=tokens_BT.shape[0],
+            num_heads=self.config.num_heads,
+            num_queries=num_tokens,
+            num_keys=past + num_tokens,
+            device=tokens_BT.device,
         )
         for block in self.blocks:
             x_BTD = block(x_BTD, rotary=rotation, mask=mask, causal=causal, cache=cache)

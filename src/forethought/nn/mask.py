@@ -32,7 +32,14 @@ def document_positions(documents_BT: Tensor) -> Tensor:
 
 
 def resolve_mask(
-    mask: Tensor | None, *, causal: bool, num_queries: int, num_keys: int, device: torch.device
+    mask: Tensor | None,
+    *,
+    causal: bool,
+    batch: int,
+    num_heads: int,
+    num_queries: int,
+    num_keys: int,
+    device: torch.device,
 ) -> tuple[Tensor | None, bool]:
     """Return (mask [B or 1, H or 1, T, S] or None, is_causal) as scaled_dot_product_attention takes them.
 
@@ -40,7 +47,8 @@ def resolve_mask(
     gets a zero output.
 
     Raises:
-        InputError: the mask is not boolean or its last two axes are not (num_queries, num_keys).
+        InputError: the mask is not boolean, its last two axes are not (num_queries, num_keys), or an axis of rows or
+            heads is neither 1 nor their number.
     """
     if mask is None:
         if not causal or num_queries == 1:
@@ -54,6 +62,11 @@ def resolve_mask(
             f"whose last two axes are (queries, keys) = ({num_queries}, {num_keys}), cached keys first"
         )
     full = mask[(None,) * (4 - mask.ndim)] if mask.ndim != 3 else mask[:, None]
+    if full.shape[0] not in (1, batch) or full.shape[1] not in (1, num_heads):
+        raise InputError(
+            f"mask has shape {tuple(mask.shape)} for {batch} rows and {num_heads} heads; "
+            "give (queries, keys), (rows or 1, queries, keys) or (rows or 1, heads or 1, queries, keys)"
+        )
     if causal and num_queries > 1:
         full = full & causal_mask(num_queries, num_keys, full.device)
     return full, False

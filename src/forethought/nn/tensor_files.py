@@ -13,11 +13,24 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from forethought.core import files
-from forethought.core.errors import ArtefactError
+from forethought.core.errors import ArtefactError, unknown_name
 
 MAX_HEADER_BYTES = 16 << 20
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TORCH_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def named_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Return a type that weights are stored in, given itself or by its name.
+
+    Raises:
+        ConfigError: the type is unknown or not stored.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in _TORCH_NAMES:
+        raise unknown_name("dtype", name, _TORCH_NAMES)
+    return _TORCH_NAMES[name]
 
 
 def inside(directory: Path, name: str) -> Path:

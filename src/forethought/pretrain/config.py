@@ -98,3 +98,5 @@ class FitConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("no corpus was given; name files or folders, or stdlib for the embedded corpus")
+        # A shape that cannot be built is refused here, before minutes went into the corpus.
+        self.model.transformer(self.corpus.vocab_size, max(self.max_positions, self.context))

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import forethought.core.files as files
 from forethought.core.artefact import ARTEFACT, read_kind, resolve
 from forethought.core.config import from_dict
-from forethought.core.errors import ConfigError, InputError
+from forethought.core.errors import ConfigError, DataError, InputError
 from forethought.core.progress import track
 from forethought.core.run import TIMINGS, Exists, Run, read_records
-from forethought.data import Batch, Corpus, PackedBatches, load_tokenizer, open_corpus, prepare_corpus
+from forethought.data import (
+    IGNORED_TARGET,
+    Batch,
+    Corpus,
+    CorpusConfig,
+    PackedBatches,
+    load_tokenizer,
+    open_corpus,
+    prepare_corpus,
+)
 from forethought.nn import LanguageModel, load_language_model, num_parameters, save_language_model
 from forethought.pretrain.config import FitConfig
 from forethought.pretrain.evaluate import bits_per_byte, mean_loss, measure, ngram_baselines
 from forethought.pretrain.objective import distillation_loss, next_token_loss
 from forethought.stats import median_interval
 from forethought.train import Parallel, build_optimisers, open_parallel, open_run, train
+from forethought.train.state import gather, module_tensors, restore_module
 
 BASELINE_TOKENS = 4_000_000
+INPUTS = "inputs.json"
 
 
 def fit(
@@ -64,10 +77,13 @@ def fit(
                 return finished
             try:
                 corpus = _open_or_prepare(settings, out, parallel)
+                if parallel.is_main:
+                    _check_corpus(run, corpus)
+                work = _Fit(settings, corpus, run, parallel)
             except InputError:
                 run.discard()
                 raise
-            return _Fit(settings, corpus, run, parallel).execute(title=title, fallback=fallback, recipe=recipe)
+            return work.execute(title=title, fallback=fallback, recipe=recipe)
 
 
 def fit_task(directory: Path, settings: Mapping[str, Any]) -> None:
@@ -85,6 +101,7 @@ class _Fit:
 
     def __init__(self, settings: FitConfig, corpus: Corpus, run: Run, parallel: Parallel) -> None:
         self.settings, self.corpus, self.run, self.parallel = settings, corpus, run, parallel
+        _check_splits(corpus)
         positions = max(settings.max_positions, settings.context)
         self.shape = settings.model.transformer(corpus.tokenizer.vocab_size, positions)
         self.module = LanguageModel(self.shape, seed=settings.seed).to(parallel.device)
@@ -97,6 +114,7 @@ class _Fit:
             rank=parallel.rank,
             world_size=parallel.world_size,
         )
+        self.loss = _balanced(self._loss(), parallel)
 
     def execute(self, *, title: str, fallback: bool, recipe: str) -> dict[str, Any]:
         settings = self.settings
@@ -105,7 +123,7 @@ class _Fit:
         records = train(
             self.module,
             model=model,
-            loss=self._loss(),
+            loss=self.loss,
             batches=self.batches.batch,
             optimisers=build_optimisers(self.module, settings.optimiser, steps_per_epoch=steps_per_epoch),
             run=self.run,
@@ -160,19 +178,45 @@ class _Fit:
         for name, dataset in (("validation", corpus.validation), ("test", corpus.test)):
             result |= measure(self.module, dataset, name, settings, parallel.device)
         result |= _throughput(self.run, tokens / done)
+        weights = gather(module_tensors(self.module), parallel)
         if parallel.is_main:
             if settings.baselines:
                 result |= ngram_baselines(corpus.train, corpus.validation, self.shape.vocab_size, limit=BASELINE_TOKENS)
-            self._export(result)
+            self._export(weights, result)
             self.run.write_result(result)
         parallel.barrier()
         return result
 
-    def _export(self, result: dict[str, Any]) -> None:
+    def _export(self, weights: dict[str, Tensor], result: dict[str, Any]) -> None:
+        # Into a plain module: that of a sharded run holds no whole tensor.
+        plain = LanguageModel(self.shape)
+        restore_module(weights, plain, Parallel(torch.device("cpu")), source="the trained module")
         facts = {name: result[name] for name in ("recipe", "seed", "steps", "validation_loss", "test_loss")}
-        save_language_model(
-            self.module, self.run.directory / "model", self.corpus.path, replace=True, extra_facts=facts
-        )
+        save_language_model(plain, self.run.directory / "model", self.corpus.path, replace=True, extra_facts=facts)
+
+
+def _balanced(loss: Callable[[nn.Module, Batch], Any], parallel: Parallel) -> Callable[[nn.Module, Batch], Any]:
+    """Weigh each rank's mean by its number of targets, so that the mean over the ranks is that of a single process."""
+    if parallel.world_size == 1:
+        return loss
+
+    def balanced(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        count = torch.tensor(float((batch.targets_BT != IGNORED_TARGET).sum()), device=parallel.device)
+        weight = count / parallel.mean(count)
+        value, figures = loss(model, batch)
+        return value * weight, {name: figure * weight for name, figure in figures.items()}
+
+    return balanced
+
+
+def _check_splits(corpus: Corpus) -> None:
+    """Refuse a corpus with an empty split before hours of training end in a split that cannot be measured."""
+    for dataset in (corpus.train, corpus.validation, corpus.test):
+        if not dataset.num_tokens:
+            raise DataError(
+                f"{dataset.path} holds no tokens, and a fit measures every split; prepare the corpus with more text, "
+                "or with a larger share for this split"
+            )
 
 
 class _Speed:
@@ -199,15 +243,33 @@ def _open_or_prepare(settings: FitConfig, out: Path, parallel: Parallel) -> Corp
         return open_corpus(prepared)
     place = out / "corpus"
     if parallel.is_main:
-        with track("corpus", None, unit="documents") as progress:
-            prepare_corpus(
-                list(settings.sources),
-                place,
-                settings.corpus,
-                progress=lambda stage, done, total: progress.update(done, stage=stage, of=total),
-            )
+        prepare(settings.sources, place, settings.corpus)
     parallel.barrier()
     return open_corpus(place)
+
+
+def prepare(sources: Sequence[str], place: Path, settings: CorpusConfig) -> Corpus:
+    """Prepare a corpus and show how far it is; what is there already is opened.
+
+    Raises:
+        InputError: as data.prepare_corpus.
+    """
+    with track("corpus", None, unit="bytes") as progress:
+        return prepare_corpus(sources, place, settings, lambda stage, done, _total: progress.update(done, stage=stage))
+
+
+def _check_corpus(run: Run, corpus: Corpus) -> None:
+    """Refuse to resume on another corpus than the one the run began with: batches would silently be others."""
+    path = run.directory / INPUTS
+    if path.exists():
+        recorded = files.read_json(path, what="run inputs").get("corpus")
+        if recorded != corpus.identity:
+            raise ConfigError(
+                f"{run.directory} was trained on another corpus than {corpus.path} is now; restore that corpus, or "
+                "start anew with --exists replace"
+            )
+    else:
+        files.write_json(path, {"corpus": corpus.identity})
 
 
 def _prepared(sources: tuple[str, ...]) -> Path | None:
@@ -217,8 +279,9 @@ def _prepared(sources: tuple[str, ...]) -> Path | None:
         return None
     kinds = [read_kind(place) for place in places]
     if len(sources) != 1 or kinds != ["corpus"]:
+        held = ", ".join(f"{place} is a {kind}" for place, kind in zip(places, kinds, strict=True))
         raise ConfigError(
-            f"the sources {', '.join(sources)} mix text with artefacts; give text, or one prepared corpus"
+            f"the sources {', '.join(sources)} cannot be read as text: {held}; give text, or one prepared corpus alone"
         )
     return places[0]
 
@@ -236,8 +299,11 @@ def _load_teacher(directory: str, corpus: Corpus, device: torch.device) -> nn.Mo
 
 def _throughput(run: Run, tokens_per_step: float) -> dict[str, Any]:
     run.flush()
-    seconds = [record["seconds"] for record in read_records(run.directory / TIMINGS)][1:]
-    if len(seconds) < 3:
+    records = read_records(run.directory / TIMINGS)
+    if len(records) < 4:
         return {}
-    speed = median_interval([tokens_per_step / value for value in seconds])
+    # A record tells the time since the one before it, which is several steps ago where not every step is logged.
+    speed = median_interval(
+        [tokens_per_step * (now["step"] - last["step"]) / now["seconds"] for last, now in pairwise(records)]
+    )
     return {"tokens_per_second": speed.estimate, "tokens_per_second_interval": [speed.low, speed.high]}

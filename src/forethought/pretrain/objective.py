@@ -43,6 +43,7 @@ def distillation_loss(
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Return (1 - share) * CE + share * temperature^2 * KL(teacher || student), with both parts as figures.
 
+    Both are means over the positions whose target counts.
     The temperature softens both laws; its square keeps the gradients' size (Hinton et al., arXiv 1503.02531).
     """
     logits_NV, targets_N = logits_of(model, batch, device)
@@ -50,6 +51,10 @@ def distillation_loss(
         teacher_NV, _ = logits_of(teacher, batch, device)
         law_NV = functional.log_softmax(teacher_NV / temperature, dim=-1)
     student_NV = functional.log_softmax(logits_NV / temperature, dim=-1)
+    # Asked of the array, which is in memory: only the last window of an epoch has positions that are filling.
+    if (batch.targets_BT == IGNORED_TARGET).any():
+        counts_N = targets_N != IGNORED_TARGET
+        law_NV, student_NV = law_NV[counts_N], student_NV[counts_N]
     divergence = functional.kl_div(student_NV, law_NV, reduction="batchmean", log_target=True)
     plain = functional.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_TARGET)
     total = (1.0 - share) * plain + share * temperature**2 * divergence

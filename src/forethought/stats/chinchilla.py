@@ -69,11 +69,14 @@ def fit_chinchilla(
     percentiles over `num_bootstrap` data sets simulated from the fit.
 
     Raises:
-        InputError: lengths differ, a value is not finite and positive, or fewer than 6 points or 3 sizes or 3 data.
+        InputError: lengths differ, a value is not finite and positive, fewer than 6 points or 3 sizes or 3 data, or a
+            setting is out of range (num_bootstrap at least 1).
     """
     n_N, loss_N, _ = checked_points(n, loss, None)
     d_N, _, _ = checked_points(d, loss, None)
     check_settings(None, num_bootstrap, level, delta)
+    if num_bootstrap < 1:
+        raise InputError("num_bootstrap 0 leaves nothing to take intervals from; give 100 or more")
     if len(loss_N) < 6:
         raise InputError(f"five parameters need at least 6 points; given {len(loss_N)}")
     model = _Model(np.log(n_N), np.log(d_N))
@@ -87,7 +90,7 @@ def fit_chinchilla(
     best = theta_G5[values_G.argmin()]
     mean_N = np.exp(model(best[None])[0][0])
     sd = float(np.sqrt(((loss_N / mean_N - 1.0) ** 2).sum() / (len(loss_N) - 5)))
-    draws = generator(seed, "stats.chinchilla.bootstrap").standard_normal((max(num_bootstrap, 1), len(loss_N)))
+    draws = generator(seed, "stats.chinchilla.bootstrap").standard_normal((num_bootstrap, len(loss_N)))
     replicas = np.log(np.maximum(mean_N * (1.0 + sd * draws), mean_N * 1e-6))
     again, _ = minimise(
         model,

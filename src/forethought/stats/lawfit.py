@@ -20,6 +20,7 @@ AMPLITUDE, EXPONENT, ASYMPTOTE = 0, 1, 2
 _GRID_G = np.geomspace(LOWEST_EXPONENT, HIGHEST_EXPONENT, 48)
 _NEGLIGIBLE = 1e-9  # an asymptote below this share of the observations counts as zero
 _SIGMAS_TO_OUTLIER = 3.0
+_MAX_START_VALUES = 1 << 22  # replicates x starts x points held at once, 32 MiB an array
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Design:
         """Return the predictions (R, N) in the units of y."""
         return self.scale * np.exp(self.model(theta_R3)[0])
 
+    def rows(self, rows: slice) -> Design:
+        """Return the design of some of the replicates."""
+        return self if self.mask_RN is None else replace(self, mask_RN=self.mask_RN[rows])
+
     def uncentred(self) -> Design:
         """Return the same design with the amplitude taken at x = 1, where it can be held fixed."""
         return replace(self, shift=0.0)
@@ -88,9 +93,17 @@ def solve(
     `held` names one parameter (AMPLITUDE only in an uncentred design) that is held at `values_R` on theta's scale.
     Given the exponent, amplitude and asymptote are linear, so each exponent of a grid yields its best start in closed
     form (variable projection, Golub & Pereyra 1973); the best start is then polished on the log-Huber objective.
+    Replicates are fitted a group at a time, so that memory stays bounded however many and however long they are.
     """
-    problems = design.problems(y_RN)
     held_R = np.broadcast_to(np.asarray(values_R, dtype=np.float64), (len(y_RN),))
+    size = max(1, _MAX_START_VALUES // (len(_GRID_G) * y_RN.shape[1]))
+    groups = [slice(first, first + size) for first in range(0, max(len(y_RN), 1), size)]
+    parts = [_solve_group(design.rows(group), y_RN[group], held, held_R[group], iterations) for group in groups]
+    return np.concatenate([theta for theta, _ in parts]), np.concatenate([values for _, values in parts])
+
+
+def _solve_group(design: Design, y_RN: Array, held: int | None, held_R: Array, iterations: int) -> tuple[Array, Array]:
+    problems = design.problems(y_RN)
     starts_RG3 = projected_starts(design, y_RN, problems, held, held_R)
     values_RG = np.stack(
         [objective(problems, design.model(starts_RG3[:, g])[0]) for g in range(starts_RG3.shape[1])], axis=1

@@ -105,8 +105,7 @@ class KneserNey:
         Raises:
             InputError: the model is not fitted, no tokens, or one outside the vocabulary.
         """
-        if not len(self._unigram_V):
-            raise InputError("the n-gram model is not fitted; call fit(train_tokens, document_starts) first")
+        self._check_fitted()
         tokens, depths = _padded(_tokens(eval_tokens, self.vocab_size), document_starts, self.vocab_size)
         predicted = np.flatnonzero(depths > 0)
         result = np.zeros(len(tokens))
@@ -129,6 +128,7 @@ class KneserNey:
         Raises:
             InputError: the model is not fitted, or a token is outside the vocabulary.
         """
+        self._check_fitted()
         kept = list(context)
         if len(kept) > self.order - 1:
             kept, opens_document = kept[len(kept) - self.order + 1 :], False
@@ -156,6 +156,10 @@ class KneserNey:
             law *= level.backoff[rank]
             law[level.keys[first:last] % base] += level.shares[first:last]
         return law
+
+    def _check_fitted(self) -> None:
+        if not len(self._unigram_V):
+            raise InputError("the n-gram model is not fitted; call fit(train_tokens, document_starts) first")
 
     def _add_order(self, length: int, keys: Ids, counts: Ids) -> None:
         discounts = _discounts(counts)

@@ -156,7 +156,10 @@ class CUSUM:
             ArtefactError: the values are not a detector.
         """
         try:
-            return cls(float(values["threshold"]), float(values["drift"]), float(values["value"]))
+            numbers = [float(values[name]) for name in ("threshold", "drift", "value")]
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(f"threshold, drift and value are {numbers}")
+            return cls(*numbers)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"not a CUSUM detector: {error!r}; write one with CUSUM.to_dict") from error
 

@@ -136,4 +136,4 @@ def _own_signals() -> Generator[None, None, None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

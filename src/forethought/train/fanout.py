@@ -78,8 +78,7 @@ def fan_out(
         )
     root = Path(root).absolute()
     jobs = plan(task, settings, root=root, allow=allow)
-    with files.explained("create", root):
-        root.mkdir(parents=True, exist_ok=True)
+    files.make_directory(root)
     open_jobs = [job for job in jobs if not job.finished()]
     threads = threads_per_worker or max(1, _cores() // workers)
     fleet = Fleet(workers, retries, threads, address)

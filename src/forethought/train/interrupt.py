@@ -36,4 +36,5 @@ def stop_requests() -> Generator[StopRequest, None, None]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # A handler that was not installed from Python reads as None and cannot be put back as such.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -64,6 +64,10 @@ class LoopConfig:
     """Which weights the run ends with."""
     schedule: ScheduleConfig = ScheduleConfig()
 
+    def __post_init__(self) -> None:
+        if self.patience is not None and not self.evaluate_every:
+            raise ConfigError("patience needs an evaluation to count; set evaluate_every, or leave patience out")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -97,20 +101,25 @@ def train(
     with an evaluation and a checkpoint. Afterwards the module holds the last weights, or the best by `monitor`.
 
     Raises:
+        ConfigError: patience or the best weights are asked for without an evaluation, or monitor is not evaluated.
         TrainingError: the loss is no longer finite.
         InterruptedRunError: SIGINT or SIGTERM came; the run was saved and resumes to the same bits.
         CheckpointError: the newest checkpoint is damaged and fallback is False.
         StorageError: the disk refused; the last checkpoint is whole.
     """
-    if settings.patience is not None and evaluate is None:
-        raise ConfigError("patience needs an evaluation to watch; give evaluate, or leave patience out")
-    session = _Session(module, model or module, loss, batches, optimisers, run, settings, seed, parallel, evaluate)
+    if evaluate is None and (settings.patience is not None or settings.final == "best"):
+        wish = "final='best'" if settings.patience is None else "patience"
+        raise ConfigError(f"{wish} needs an evaluation to watch; give evaluate, or leave it out")
+    session = _Session(
+        module, module if model is None else model, loss, batches, optimisers, run, settings, seed, parallel, evaluate
+    )
     session.resume(fallback=fallback)
     with stop_requests() as stop:
         while session.step < settings.steps and not session.exhausted:
             record = session.advance()
-            if parallel.any(stop.requested) and session.step < settings.steps:
+            if parallel.any(stop.requested):
                 session.check({"loss": float(parallel.mean(record.loss))})
+                session.check_weights()
                 session.save()
                 raise InterruptedRunError(
                     f"interrupted after step {session.step} of {settings.steps}; saved in {run.directory}; "
@@ -214,6 +223,12 @@ class _Session:
                 f"clip harder, and resume from the last checkpoint in {self.run.checkpoints.directory}"
             )
 
+    def check_weights(self) -> None:
+        """Look at the weights themselves, where no gradient's norm has vouched for them."""
+        for tensor in self.parameters:
+            if not bool(self.parallel.full(tensor.detach().isfinite().all())):
+                self.check({"a weight": math.nan})
+
     def finish(self) -> None:
         # Asked of memory, not of the disk, where another rank may already have saved: all ranks must decide alike.
         if self.exhausted and self.step != self._saved_step:
@@ -228,17 +243,15 @@ class _Session:
 
     def _accumulate(self) -> tuple[Tensor, dict[str, Tensor]]:
         count = self.settings.accumulate
-        total: Tensor | None = None
+        total = torch.zeros((), device=self.parallel.device)
         figures: dict[str, Tensor] = {}
         for micro in range(count):
             last = micro == count - 1
             with nullcontext() if last else self.parallel.accumulating(self.wrapped):
                 value, extra = self._backward(self.step * count + micro)
-            total = value if total is None else total + value
+            total = total + value
             for name, figure in extra.items():
                 figures[name] = figures.get(name, torch.zeros_like(figure)) + figure.detach() / count
-        if total is None:
-            raise TrainingError("a step without micro-batches has no loss")
         return total, figures
 
     def _backward(self, index: int) -> tuple[Tensor, Mapping[str, Tensor]]:

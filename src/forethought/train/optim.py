@@ -6,7 +6,7 @@ tau = 1 / (lr * wd * steps_per_epoch) (Wang and Aitchison, arXiv 2405.13698).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import torch
@@ -114,12 +114,22 @@ class Optimisers:
         for member in self.members:
             for group in member.param_groups:
                 for parameter in group["params"]:
-                    saved = entries.get(self.names[id(parameter)])
-                    if saved is not None:
-                        member.state[parameter] = dict(saved)
+                    name = self.names[id(parameter)]
+                    saved = entries.get(name)
+                    if saved is None:
+                        continue
+                    kind = type(member).__name__
+                    if _FIELDS.get(kind, saved.keys()) != saved.keys():
+                        raise ConfigError(
+                            f"the saved state of {name} ({', '.join(sorted(saved))}) is not one of {kind}; "
+                            "choose the optimiser that the run was started with"
+                        )
+                    member.state[parameter] = dict(saved)
 
 
 _HEADS = {"head", "unembedding"}
+# What an optimiser of this file keeps for a parameter, by which a state of another one is told.
+_FIELDS: dict[str, Set[str]] = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}
 
 Groups = tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]
 

@@ -151,7 +151,7 @@ def open_parallel(
     `timeout` is in seconds: how long a rank waits for the others in one exchange before it gives up.
 
     Raises:
-        ConfigError: the strategy is unknown, or ddp or fsdp is asked for outside torchrun.
+        ConfigError: the strategy or the device is unknown or not there, or ddp or fsdp is asked for outside torchrun.
         TrainingError: inside the block, another rank died or did not answer within the timeout.
     """
     if strategy not in STRATEGIES:
@@ -159,10 +159,10 @@ def open_parallel(
     if strategy == "none":
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("torchrun started several processes but the strategy is none; choose ddp or fsdp")
-        yield Parallel(torch.device(device))
+        yield Parallel(_device(device))
         return
     rank, world_size, local = _torchrun()
-    place = torch.device(device if device == "cpu" else f"{device}:{local}")
+    place = torch.device("cpu") if device == "cpu" else _device(f"{device.partition(':')[0]}:{local}")
     if place.type != "cpu":
         torch.accelerator.set_device_index(local)
     with _lost_ranks(rank, timeout):
@@ -227,6 +227,18 @@ def _torchrun() -> tuple[int, int, int]:
             f"{error.args[0]} is not set: ddp and fsdp run under torchrun, "
             "for example: torchrun --nproc-per-node 2 -m forethought pretrain fit ..."
         ) from error
+
+
+def _device(name: str) -> torch.device:
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"the device {name!r} cannot be used here ({first}); give cpu, or an accelerator that torch sees"
+        ) from error
+    return place
 
 
 def _blocks(module: nn.Module) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -56,10 +56,12 @@ def capture(
     groups = {"model": module_tensors(module), "optimizer": optimisers.state()}
     if average is not None:
         groups["ema"] = average.named()
-    whole: dict[str, dict[str, Tensor]] = {}
-    for group, tensors in groups.items():
-        whole[group] = {name: parallel.full(tensor.detach()) for name, tensor in tensors.items()}
-    return whole
+    return {group: gather(tensors, parallel) for group, tensors in groups.items()}
+
+
+def gather(tensors: Mapping[str, Tensor], parallel: Parallel) -> dict[str, Tensor]:
+    """Return whole tensors by name from what may be this rank's shards; every rank has to call it."""
+    return {name: parallel.full(tensor.detach()) for name, tensor in tensors.items()}
 
 
 def restore(

@@ -22,8 +22,8 @@ from forethought.core.run import RESULT
 
 DONE = "done.json"
 PACKAGE = "forethought"
-_TASK = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z]\w*$", re.ASCII)
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+_TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z]\w*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MESSAGE_LIMIT = 4000
 
 TaskFunction = Callable[[Path, dict[str, Any]], object]
@@ -117,9 +117,10 @@ def plan(
     for index, setting in enumerate(settings):
         values = _plain(setting, index)
         name = values.get("name") or f"{task.rpartition(':')[2]}-{digest({'task': task, 'settings': values})[:12]}"
-        if not isinstance(name, str) or not _NAME.match(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name.endswith(".log"):
             raise ConfigError(
-                f"settings {index} name the run {name!r}; use up to 100 letters, digits, '.', '_' and '-'"
+                f"settings {index} name the run {name!r}; use up to 100 letters, digits, '.', '_' and '-', "
+                "and no .log at the end, which is the ending of the logs"
             )
         if name in seen:
             raise ConfigError(
@@ -137,7 +138,7 @@ def check_name(task: str, allow: Sequence[str]) -> None:
         ConfigError: it does not.
     """
     module = task.partition(":")[0]
-    if not _TASK.match(task) or not _inside(module, allow):
+    if not _TASK.fullmatch(task) or not _inside(module, allow):
         raise ConfigError(
             f"task {task!r} is not allowed; give 'package.module:function' inside {' or '.join(allow)}, "
             "a public function of (run directory, settings)"

@@ -9,14 +9,18 @@ from forethought.data import CorpusConfig
 from forethought.pretrain import DistillationConfig, FitConfig, ModelShape
 from forethought.train import LoopConfig, OptimiserConfig
 
+# Half a million tokens of the embedded corpus, 2.6 M parameters, batches of 8 windows, one seed: validation loss 4.56
+# with these rates, 4.69 with half of them, 5.56 with AdamW at 4e-3 and 5.97 at 8e-3 (docs/diary.md, 2026-11-23).
+_MUON = OptimiserConfig(name="muon", lr=8e-3, muon_lr=0.04)
+
 
 def tiny() -> FitConfig:
-    """0.2 M parameters and 200 short steps: under a minute on two cores, to see that everything works."""
+    """0.2 M parameters and 300 short steps: under a minute on two cores, to see that everything works."""
     return FitConfig(
         corpus=CorpusConfig(vocab_size=1024),
         model=ModelShape(hidden_size=64, num_layers=2, num_heads=1),
-        optimiser=OptimiserConfig(lr=4e-3),
-        loop=LoopConfig(steps=200, evaluate_every=100, checkpoint_every=100),
+        optimiser=_MUON,
+        loop=LoopConfig(steps=300, evaluate_every=100, checkpoint_every=100),
         batch_size=8,
         context=64,
         max_positions=512,
@@ -25,14 +29,15 @@ def tiny() -> FitConfig:
 
 
 def small() -> FitConfig:
-    """3 M parameters in about six minutes on two cores: the target of the demo."""
+    """2.6 M parameters in about four minutes on two cores: the target of the demo."""
     return FitConfig(
         corpus=CorpusConfig(vocab_size=4096),
         model=ModelShape(hidden_size=192, num_layers=4, num_heads=3),
-        optimiser=OptimiserConfig(lr=4e-3),
+        optimiser=_MUON,
         loop=LoopConfig(steps=600, evaluate_every=100, checkpoint_every=100),
-        batch_size=16,
+        batch_size=8,
         context=256,
+        evaluation_tokens=32_768,
     )
 
 
@@ -42,7 +47,7 @@ def draft() -> FitConfig:
         small(),
         model=ModelShape(hidden_size=96, num_layers=2, num_heads=2),
         distillation=DistillationConfig(share=1.0),
-        loop=LoopConfig(steps=500, evaluate_every=100, checkpoint_every=100),
+        loop=LoopConfig(steps=300, evaluate_every=100, checkpoint_every=100),
     )
 
 

@@ -1,0 +1,25 @@
+"""Fit the config of a JSON file under each of the strategies named after it; runs under torchrun."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from forethought.core.config import from_dict
+from forethought.pretrain import FitConfig, fit
+
+
+def main(file: str, *strategies: str) -> None:
+    """Fit into a directory beside the file, named by the strategy."""
+    torch.set_num_threads(1)
+    settings = from_dict(FitConfig, json.loads(Path(file).read_text()))
+    for strategy in strategies:
+        fit(replace(settings, parallel=strategy), Path(file).parent / strategy, recipe="test")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
