@@ -60,6 +60,8 @@ def test_the_exported_model_has_the_reported_loss(fitted: Path):
         assert again[f"{name}_loss"] == pytest.approx(result[f"{name}_loss"], rel=1e-6)
         tokens = np.asarray(split.tokens, dtype=np.int64)
         assert again[f"{name}_tokens"] == len(tokens)
+        front = measure(model, split, name, replace(settings, final_tokens=70), CPU)
+        assert front[f"{name}_tokens"] == 70
 
 
 def test_windows_add_up_to_the_whole_text(fitted: Path):
@@ -83,8 +85,10 @@ def test_windows_add_up_to_the_whole_text(fitted: Path):
 def test_baselines_count_only_the_tokens_they_say(fitted: Path):
     corpus = open_corpus(fitted / "run" / "corpus")
     vocab = corpus.tokenizer.vocab_size
-    whole = ngram_baselines(corpus.train, corpus.validation, vocab, limit=10**9)
-    part = ngram_baselines(corpus.train, corpus.validation, vocab, limit=500)
+    whole = ngram_baselines(corpus.train, corpus.validation, vocab, train_limit=10**9)
+    part = ngram_baselines(corpus.train, corpus.validation, vocab, train_limit=500)
+    front = ngram_baselines(corpus.train, corpus.validation, vocab, train_limit=500, evaluation_limit=90)
+    assert front["unigram_loss"] != part["unigram_loss"]
     assert whole["baseline_train_tokens"] == corpus.train.num_tokens
     assert part["baseline_train_tokens"] == 500
     assert whole["kneser_ney_5_loss"] < part["kneser_ney_5_loss"]

@@ -85,7 +85,9 @@ class FitConfig:
     document_mask: bool = False
     """Hide other documents in the same window from attention."""
     evaluation_tokens: int = Field(default=65_536, ge=1)
-    """Validation tokens of an evaluation while training; the last one takes the whole split."""
+    """Validation tokens of an evaluation while training."""
+    final_tokens: int = Field(default=1_000_000, ge=0)
+    """Tokens of each held-out split measured at the end, by the model and the baselines alike; 0: all."""
     baselines: bool = True
     """Measure the unigram and the 5-gram Kneser-Ney loss on the same tokens."""
     seed: int = Field(default=0, ge=0)

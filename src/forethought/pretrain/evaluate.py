@@ -45,10 +45,13 @@ def mean_loss(model: nn.Module, dataset: TokenDataset, settings: FitConfig, devi
 def measure(
     model: nn.Module, dataset: TokenDataset, name: str, settings: FitConfig, device: torch.device
 ) -> dict[str, object]:
-    """Return a whole split's loss, its 95 % interval over windows, and bits a byte, keyed by the split's name."""
+    """Return a split's loss, its 95 % interval over windows, and bits a byte, keyed by the split's name.
+
+    At most `settings.final_tokens` are measured, from the front of the split.
+    """
     was_training = model.training
     model.eval()
-    losses, counts = window_losses(model, dataset, settings, device)
+    losses, counts = window_losses(model, dataset, settings, device, limit_tokens=settings.final_tokens)
     model.train(was_training)
     loss = float(losses.sum() / counts.sum())
     full = counts == counts.max()
@@ -62,22 +65,29 @@ def measure(
 
 
 def bits_per_byte(nats_per_token: float, dataset: TokenDataset) -> float:
-    """Return a loss in bits a byte of text, which does not depend on the tokenizer."""
+    """Return a loss in bits a byte of text, which does not depend on the tokenizer, at the split's bytes a token."""
     return nats_per_token * dataset.num_tokens / dataset.num_bytes / math.log(2.0)
 
 
-def ngram_baselines(train: TokenDataset, held_out: TokenDataset, vocab_size: int, *, limit: int) -> dict[str, float]:
+def ngram_baselines(
+    train: TokenDataset, held_out: TokenDataset, vocab_size: int, *, train_limit: int, evaluation_limit: int = 0
+) -> dict[str, float]:
     """Return the held-out loss in nats a token of a unigram and of a 5-gram modified Kneser-Ney model.
 
-    Only the first `limit` training tokens are counted, so that memory stays bounded; the figure says how many.
+    Only the first `train_limit` training tokens are counted, so that memory stays bounded; the figure says how many.
+    The first `evaluation_limit` held-out tokens are predicted, all of them where it is 0.
     """
-    end = min(limit, train.num_tokens)
-    starts = np.asarray(train.document_starts)
-    tokens = np.asarray(train.tokens[:end])
-    model = KneserNey(order=5, vocab_size=vocab_size).fit(tokens, starts[starts < end])
-    evaluation, evaluation_starts = np.asarray(held_out.tokens), np.asarray(held_out.document_starts)
+    tokens, starts = _front(train, train_limit)
+    evaluation, evaluation_starts = _front(held_out, evaluation_limit)
+    model = KneserNey(order=5, vocab_size=vocab_size).fit(tokens, starts)
     return {
         "unigram_loss": unigram_loss(tokens, evaluation, vocab_size),
         "kneser_ney_5_loss": model.loss(evaluation, evaluation_starts),
-        "baseline_train_tokens": end,
+        "baseline_train_tokens": len(tokens),
     }
+
+
+def _front(dataset: TokenDataset, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    end = min(limit or dataset.num_tokens, dataset.num_tokens)
+    starts = np.asarray(dataset.document_starts)
+    return np.asarray(dataset.tokens[:end]), starts[starts < end]

@@ -181,7 +181,13 @@ class _Fit:
         weights = gather(module_tensors(self.module), parallel)
         if parallel.is_main:
             if settings.baselines:
-                result |= ngram_baselines(corpus.train, corpus.validation, self.shape.vocab_size, limit=BASELINE_TOKENS)
+                result |= ngram_baselines(
+                    corpus.train,
+                    corpus.validation,
+                    self.shape.vocab_size,
+                    train_limit=BASELINE_TOKENS,
+                    evaluation_limit=settings.final_tokens,
+                )
             self._export(weights, result)
             self.run.write_result(result)
         parallel.barrier()

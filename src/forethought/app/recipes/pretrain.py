@@ -47,7 +47,7 @@ def draft() -> FitConfig:
         small(),
         model=ModelShape(hidden_size=96, num_layers=2, num_heads=2),
         distillation=DistillationConfig(share=1.0),
-        loop=LoopConfig(steps=300, evaluate_every=100, checkpoint_every=100),
+        loop=LoopConfig(steps=360, evaluate_every=100, checkpoint_every=100),
     )
 
 
