@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -39,6 +40,14 @@ def run_benchmark(name: str, measure: Callable[[bool], Figures]) -> None:
         print(json.dumps(figures))
 
 
+def _code_is_dirty() -> bool | None:
+    """Say whether the code that was measured differs from the revision; results of other benchmarks do not count."""
+    places = ["src", "benchmarks", ":!benchmarks/results"]
+    command = ["git", "status", "--porcelain", "--", *places]
+    done = subprocess.run(command, cwd=RESULTS.parent.parent, capture_output=True, text=True, check=False)
+    return bool(done.stdout.strip()) if done.returncode == 0 else None
+
+
 def write_result(name: str, figures: Figures) -> None:
     """Write results/NAME.json: the figures and everything that a reader needs to judge them."""
     facts = environment()
@@ -49,7 +58,7 @@ def write_result(name: str, figures: Figures) -> None:
         "hardware": facts["hardware"],
         "versions": {"python": facts["python"], **facts["packages"]},
         "threads": facts["threads"],
-        "revision": facts["git"],
+        "revision": {**facts["git"], "dirty": _code_is_dirty()},
         "figures": dict(figures),
     }
     RESULTS.mkdir(exist_ok=True)
