@@ -56,7 +56,7 @@ docs: .venv/.dev
 
 nightly: .venv/.dev
 	$(TEST) -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -O -m pytest -n 2 --dist loadfile -m "not nightly"
+	OMP_NUM_THREADS=1 $(BIN)/python -O -m pytest -W ignore::pytest.PytestConfigWarning -n 2 --dist loadfile -m "not nightly"
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not nightly" tests/core tests/stats
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --include='*/forethought/core/*,*/forethought/stats/*' --show-missing

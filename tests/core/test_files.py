@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forethought.core import files, litter
-from forethought.core.errors import ArtefactError, CheckpointError, RunExistsError, StorageError
+from forethought.core.errors import ArtefactError, CheckpointError, ConfigError, RunExistsError, StorageError
 from forethought.core.faults import fault, faults
 
 
@@ -305,3 +305,10 @@ def test_a_sweep_that_another_one_overtakes_goes_on(tmp_path: Path) -> None:
     overtaken = mock.patch.object(litter.os, "rename", side_effect=FileNotFoundError)
     with mock.patch.object(litter, "_LIFE", "0000"), overtaken:
         assert files.sweep(tmp_path) == [staging.name]
+
+
+@pytest.mark.parametrize("name", ["../outside", "/absolute", "a/../../b", "manifest.json", ""])
+def test_a_name_that_leads_out_or_is_the_manifests_is_not_published(name: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match="cannot be published"):
+        files.publish(tmp_path / "target", {"fine": b"1", name: b"2"})
+    assert list(tmp_path.iterdir()) == []
