@@ -198,7 +198,9 @@ def test_another_living_process_keeps_its_run_and_a_killed_one_gives_it_up(lives
 
 def test_the_lock_test_notices_a_missing_lock(tmp_path: Path) -> None:
     with open_(tmp_path / "run"), mock.patch("fcntl.flock"):
-        open_(tmp_path / "run", exists="resume").close()
+        second = open_(tmp_path / "run", exists="resume")
+        assert second.resumed, "without its lock a run is opened twice, which the tests above would see"
+        second.close()
 
 
 def test_a_file_system_without_locks_is_said_to_be_one(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def draft() -> FitConfig:
 
 
 def base() -> FitConfig:
-    """12 M parameters, for an hour or more on two cores, or minutes on a GPU in bf16."""
+    """13.8 M parameters and 49 M tokens: hours on two cores, where 10 M parameters train at 2,200 tokens/s."""
     return FitConfig(
         corpus=CorpusConfig(vocab_size=8192),
         model=ModelShape(hidden_size=384, num_layers=6, num_heads=6),
