@@ -12,8 +12,9 @@ import torch
 
 from forethought.core import files
 from forethought.core.artefact import ARTEFACT, read_kind
-from forethought.core.errors import ArtefactError, InputError
+from forethought.core.errors import ArtefactError
 from forethought.nn.config import TransformerConfig, num_parameters
+from forethought.nn.devices import usable_device
 from forethought.nn.huggingface_config import config_from_huggingface
 from forethought.nn.language_model import LanguageModel
 from forethought.nn.tensor_files import DTYPES, inside, named_dtype, opened
@@ -75,7 +76,7 @@ def load_language_model(
         CheckpointError: a file differs from its manifest.
         InputError: the dtype or device is unknown, or the device is not at hand.
     """
-    place, wanted = _device(device), None if dtype is None else named_dtype(dtype)
+    place, wanted = usable_device("cpu" if device is None else device), None if dtype is None else named_dtype(dtype)
     directory = model_directory(directory)
     _check_own(directory)
     config = read_language_model_config(directory)
@@ -242,18 +243,3 @@ def _copy(model: LanguageModel, sources: Mapping[str, tuple[Path, Any]]) -> None
     for name, parameter in model.named_parameters():
         stored = huggingface_name(name)
         parameter.copy_(sources[stored][1].get_tensor(stored))
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    try:
-        place = torch.device("cpu" if device is None else device)
-        torch.empty(0, device=place)
-    # A build without the device's backend answers with an assertion.
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(
-            f"device {str(device)!r} is unknown or not at hand ({reason}); give cpu or one that is"
-        ) from error
-    if place.type == "meta":
-        raise InputError("device 'meta' holds no weights; give cpu or an accelerator of this machine")
-    return place

@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from forethought.core.errors import ConfigError, TrainingError, unknown_name
 from forethought.core.run import Run
+from forethought.nn.devices import usable_device
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 _THREADS_REST_SECONDS = 0.1
@@ -159,10 +160,10 @@ def open_parallel(
     if strategy == "none":
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("torchrun started several processes but the strategy is none; choose ddp or fsdp")
-        yield Parallel(_device(device))
+        yield Parallel(usable_device(device))
         return
     rank, world_size, local = _torchrun()
-    place = torch.device("cpu") if device == "cpu" else _device(f"{device.partition(':')[0]}:{local}")
+    place = torch.device("cpu") if device == "cpu" else usable_device(f"{device.partition(':')[0]}:{local}")
     if place.type != "cpu":
         torch.accelerator.set_device_index(local)
     with _lost_ranks(rank, timeout):
@@ -227,18 +228,6 @@ def _torchrun() -> tuple[int, int, int]:
             f"{error.args[0]} is not set: ddp and fsdp run under torchrun, "
             "for example: torchrun --nproc-per-node 2 -m forethought pretrain fit ..."
         ) from error
-
-
-def _device(name: str) -> torch.device:
-    try:
-        place = torch.device(name)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"the device {name!r} cannot be used here ({first}); give cpu, or an accelerator that torch sees"
-        ) from error
-    return place
 
 
 def _blocks(module: nn.Module) -> list[Any]:
