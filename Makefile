@@ -30,7 +30,7 @@ help:
 	@touch $@
 
 .venv/.dev: .venv/.core
-	$(PIP) -e '.[dev,data,cluster]'
+	$(PIP) -e '.[dev,data,cluster,serve]'
 	@touch $@
 
 demo: .venv/.core

@@ -47,7 +47,9 @@ def timeless(result: dict) -> dict:
 
     def clean(value: object) -> object:
         if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items() if "second" not in k and "speed" not in k and k != "report"}
+            # With SSD even the drafts depend on the clock: what was prepared in time is used. The tokens do not.
+            timed = ("report", "ssd")
+            return {k: clean(v) for k, v in value.items() if "second" not in k and "speed" not in k and k not in timed}
         return [clean(v) for v in value] if isinstance(value, list) else value
 
     cleaned = clean(kept)

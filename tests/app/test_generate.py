@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import forethought
-from forethought.app.generate import continue_prompt, open_model
+from forethought.app.generate import Method, continue_prompt, open_engine
 from forethought.decode import SamplingParams
 from forethought.nn import LanguageModel
 from tests.app.workshop import Outcome, call
@@ -27,14 +27,13 @@ def test_json_result_and_text_go_to_different_streams(workshop: Path):
 
 
 def test_same_seed_same_text_and_another_seed_another(workshop: Path):
-    served = open_model(workshop / "target")
-
     def sample(seed: int) -> str:
         params = SamplingParams(max_tokens=24, temperature=1.0, seed=seed, ignore_eos=True)
-        return continue_prompt(served, "the", params, method="none")[0].text
+        return continue_prompt(llm, "the", params)[0].text
 
-    assert sample(5) == sample(5)
-    assert len({sample(seed) for seed in range(4)}) > 1
+    with open_engine(workshop / "target", method="none") as llm:
+        assert sample(5) == sample(5)
+        assert len({sample(seed) for seed in range(4)}) > 1
 
 
 @pytest.mark.parametrize("method", ["draft", "ssd", "ngram"])
@@ -49,12 +48,10 @@ def test_greedy_speculation_gives_the_plain_text(command: Command, workshop: Pat
 
 
 def test_stop_strings_end_the_text(workshop: Path):
-    served = open_model(workshop / "target")
-    free, _ = continue_prompt(served, "the", SamplingParams(max_tokens=40, temperature=0.0), method="none")
-    word = free.text.split()[1]
-    stopped, _ = continue_prompt(
-        served, "the", SamplingParams(max_tokens=40, temperature=0.0, stop=(word,)), method="none"
-    )
+    with open_engine(workshop / "target", method="ngram") as llm:
+        free, _ = continue_prompt(llm, "the", SamplingParams(max_tokens=40, temperature=0.0))
+        word = free.text.split()[1]
+        stopped, _ = continue_prompt(llm, "the", SamplingParams(max_tokens=40, temperature=0.0, stop=(word,)))
     assert word not in stopped.text
     assert stopped.finish_reason == "stop"
     assert free.text.startswith(stopped.text)
@@ -88,15 +85,19 @@ def test_load_opens_a_run_as_its_model_and_a_corpus_as_a_corpus(workshop: Path):
 
 
 def test_a_foreign_llama_tells_its_story(shared_data: Path):
-    served = open_model(shared_data / "models" / "stories260K")
-    text = continue_prompt(served, "Once upon a time", SamplingParams(max_tokens=40, temperature=0.0), method="none")
-    assert "there was a little" in text[0].text
+    with open_engine(shared_data / "models" / "stories260K", method="none") as llm:
+        completion, _ = continue_prompt(llm, "Once upon a time", SamplingParams(max_tokens=40, temperature=0.0))
+    assert "there was a little" in completion.text
 
 
-def test_the_real_pair_decodes_the_same_with_its_draft(shared_data: Path):
-    target, draft = (open_model(shared_data / "models" / "pair" / name) for name in ("target", "draft"))
+@pytest.mark.parametrize("method", ["draft", "ssd"])
+def test_the_real_pair_decodes_the_same_with_its_draft(shared_data: Path, method: Method):
+    target, draft = (shared_data / "models" / "pair" / name for name in ("target", "draft"))
     params = SamplingParams(max_tokens=48, temperature=0.0)
-    plain, _ = continue_prompt(target, "def read(self, ", params, method="none")
-    fast, _ = continue_prompt(target, "def read(self, ", params, method="draft", draft=draft)
+    with open_engine(target, method="none") as llm:
+        plain, _ = continue_prompt(llm, "def read(self, ", params)
+    with open_engine(target, method=method, draft=draft, num_speculative_tokens=5) as llm:
+        fast, _ = continue_prompt(llm, "def read(self, ", params)
     assert fast.token_ids == plain.token_ids
-    assert fast.statistics.tokens_per_target_forward > 1.5
+    assert (fast.statistics.tokens_per_target_forward or 0.0) > 1.5
+    assert (fast.statistics.hits > 0) == (method == "ssd")

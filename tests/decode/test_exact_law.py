@@ -1,202 +1,274 @@
 """R1 end to end: the whole shipped decoding loop, enumerated over all of its random numbers, has the target's law.
 
-The laws are rounded to quarters, so that a draft's number matters only by its quarter; every verification is replayed
-for every verdict that it can give, weighted by the numbers that give it. What is enumerated is the real generate().
+The laws are rounded to a grid, so that a draft's number matters only by the part that it falls in; every verification
+is replayed for every verdict that it can give, weighted by the numbers that give it. What is enumerated is the shipped
+verifier with its processors and constraints behind every shipped proposer, and the real generate().
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.decode import tables
+from tests.decode.tables import (
+    GRID,
+    Table,
+    TableDraft,
+    TableModel,
+    continue_text,
+    enumerated_law,
+    grid_law,
+    on_grid,
+    random_table,
+    table_of,
+)
 from torch import Tensor
 
 from forethought.decode import (
+    PROPOSERS,
     Chance,
+    DecodeState,
+    OutcomeSpeculator,
     Proposal,
     SamplingParams,
     SSDOptions,
-    Verdict,
-    accept_probabilities,
     distribution,
     generate,
-    residual,
-    verify,
 )
+from forethought.decode.verifier import TargetVerifier
+from forethought.lookahead import OutcomeCache
 from forethought.nn import LanguageModel
 
 Pair = tuple[LanguageModel, LanguageModel]
-PROMPT, GRID, LENGTH, SIZE = [0, 2, 1, 0, 2], 4, 3, 3
+Tables = tuple[Table, Table]
+PROMPT, LENGTH, SIZE, K = [0, 2, 1, 0, 2], 3, 3, 2
+EOS = 2
+
+PLAIN = SamplingParams()
+PROCESSED = SamplingParams(
+    repetition_penalty=1.6, presence_penalty=0.5, frequency_penalty=0.4, logit_bias={1: 0.9}, min_tokens=2
+)
 
 
-def quarters(logits_V: Tensor, params: SamplingParams) -> Tensor:
-    """The law of the logits in whole quarters: the largest remainders are rounded up, so zeros occur."""
-    law = distribution(logits_V, params) * GRID
-    short = (GRID - law.floor().sum(-1)).to(torch.int64)
-    order = (law - law.floor()).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return (law.floor() + (order < short.unsqueeze(-1))) / GRID
+@dataclass
+class OneForbidden:
+    """A constraint that forbids one token at every place, which one depends on the whole text so far."""
+
+    text: list[int] = field(default_factory=list)
+    is_complete: bool = True
+
+    def masks(self, draft: Sequence[int]) -> list[np.ndarray]:
+        masks = [allowed_after(self.text)]
+        for end, token in enumerate(draft, start=1):
+            if not masks[-1][token]:
+                break
+            masks.append(allowed_after([*self.text, *draft[:end]]))
+        return masks
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            assert allowed_after(self.text)[token]
+            self.text.append(token)
 
 
-class Fixed:
-    """A generator that gives chosen numbers."""
-
-    def __init__(self, numbers: list[float]) -> None:
-        self.numbers = numbers
-
-    def random(self, count: int) -> np.ndarray:
-        assert count == len(self.numbers)
-        return np.array(self.numbers)
+def allowed_after(output: Sequence[int]) -> np.ndarray:
+    return np.arange(SIZE) != (2 * sum(output) + len(output)) % SIZE
 
 
-def possible_verdicts(target: Tensor, draft: Tensor, tokens: Tensor) -> list[tuple[Verdict, float]]:
-    """Every verdict of the shipped `verify`, called with numbers from each interval in which it decides alike."""
-    num_drafted = len(tokens)
-    accept = accept_probabilities(target[:num_drafted], draft, tokens).tolist()
-    weights: defaultdict[Verdict, float] = defaultdict(float)
-    for kept in range(num_drafted + 1):
-        reached = float(np.prod(accept[:kept])) * (1.0 - accept[kept] if kept < num_drafted else 1.0)
-        if reached == 0.0:
-            continue
-        numbers = [0.5 * a for a in accept[:kept]] + [0.5 * (1.0 + a) for a in accept[kept:]]
-        law = target[kept] if kept == num_drafted else residual(target[kept], draft[kept])
-        edges = np.unique(np.clip([0.0, *law.cumsum(-1).tolist(), *np.linspace(0, 1, 13)], 0.0, 1.0))
-        for low, high in itertools.pairwise(edges):
-            if high - low > 1e-9:
-                verdict = verify(target, draft, tokens, Fixed([*numbers, (low + high) / 2]))  # pyright: ignore
-                weights[verdict] += reached * (high - low)
-    return list(weights.items())
+def reference_logits(raw: Tensor, output: Sequence[int], params: SamplingParams, constrained: bool) -> Tensor:
+    """What the processors should make of one row, token by token."""
+    values = []
+    for token, logit in enumerate(raw.tolist()):
+        value = logit + (params.logit_bias or {}).get(token, 0.0)
+        if token == EOS and len(output) < params.min_tokens:
+            value = -math.inf
+        if constrained and not allowed_after(output)[token]:
+            value = -math.inf
+        if token in PROMPT or token in output:
+            value = value / params.repetition_penalty if value > 0 else value * params.repetition_penalty
+        count = list(output).count(token)
+        values.append(value - params.frequency_penalty * count - params.presence_penalty * (count > 0))
+    return torch.tensor(values, dtype=raw.dtype)
 
 
-class Enumeration:
-    """Depth-first replay: each run follows a script of choices, and names the next one."""
+def target_law(target: Table, params: SamplingParams = PLAIN, *, constrained: bool = False) -> np.ndarray:
+    """The law of the next three tokens, straight from the model."""
 
-    def __init__(self) -> None:
-        self.script: list[int] = []
+    @cache
+    def law_after(output: tuple[int, ...]) -> list[float]:
+        return grid_law(reference_logits(target((*PROMPT, *output)), output, params, constrained), params).tolist()
 
-    def runs(self) -> Iterator[None]:
-        self.script = []
-        while True:
-            self.place, self.weight, self.widths = 0, 1.0, []
-            yield
-            while self.widths and self.script[len(self.widths) - 1] + 1 >= self.widths[-1]:
-                self.widths.pop()
-            if not self.widths:
-                return
-            self.script = self.script[: len(self.widths)]
-            self.script[-1] += 1
-
-    def verify(self, target: Tensor, draft: Tensor, tokens: Tensor, generator: object) -> Verdict:
-        options = possible_verdicts(target, draft, tokens)
-        if self.place == len(self.script):
-            self.script.append(0)
-        verdict, weight = options[self.script[self.place]]
-        self.widths.append(len(options))
-        self.place += 1
-        self.weight *= weight
-        return verdict
-
-
-def enumerated_law(pair: Pair, monkeypatch: pytest.MonkeyPatch, method: str, options: SSDOptions | None) -> np.ndarray:
-    """The law (V, V, V) of three generated tokens, k = 2."""
-    for module in ("generate", "speculate", "ssd"):
-        monkeypatch.setattr(sys.modules[f"forethought.decode.{module}"], "distribution", quarters)
-    law = np.zeros((SIZE,) * LENGTH)
-    enumeration = Enumeration()
-    monkeypatch.setattr(sys.modules["forethought.decode.generate"], "verify", enumeration.verify)
-    positions = (LENGTH - 1) if method in ("draft", "ssd") else 0
-    for numbers in itertools.product(range(GRID), repeat=positions):
-        table = {len(PROMPT) + offset: (number + 0.5) / GRID for offset, number in enumerate(numbers)}
-        # A draft's number for a later position can never matter; 0.9 makes it notice if one does.
-        monkeypatch.setattr(Chance, "draft", lambda self, position, table=table: table.get(position, 0.9))
-        for _ in enumeration.runs():
-            stream = generate(
-                pair[0], PROMPT, SamplingParams(max_tokens=LENGTH), method=method, draft=pair[1],  # pyright: ignore
-                num_speculative_tokens=2, ssd=options,
-            )  # fmt: skip
-            law[tuple(stream.result().token_ids)] += enumeration.weight / GRID**positions
-    return law
-
-
-def target_law(target: LanguageModel) -> np.ndarray:
     law = np.zeros((SIZE,) * LENGTH)
     for tokens in itertools.product(range(SIZE), repeat=LENGTH):
-        with torch.inference_mode():
-            rows = quarters(target(torch.tensor([[*PROMPT, *tokens]]))[0], SamplingParams())
-        law[tokens] = np.prod([float(rows[len(PROMPT) - 1 + i, token]) for i, token in enumerate(tokens)])
+        law[tokens] = math.prod(law_after(tokens[:place])[token] for place, token in enumerate(tokens))
     return law
 
 
-CASES: list[Any] = [
-    ("none", None),
-    ("draft", None),
-    ("ngram", None),
-    ("ssd", SSDOptions(budget=9)),
-    pytest.param("ssd", SSDOptions(budget=1, fallback="ngram"), marks=pytest.mark.nightly),
-    ("ssd", SSDOptions(budget=3, fallback="none", fan_out="uniform")),
+@dataclass(frozen=True)
+class Case:
+    """A method with its options; `pattern` says which rounds may hit, "natural" is as it comes.
+
+    `grid` is how fine the laws are: in quarters a Saguaro constant of 0.7 is rounded away.
+    """
+
+    method: str
+    options: SSDOptions | None = None
+    pattern: str = "natural"
+    grid: int = 4
+
+    def __str__(self) -> str:
+        if self.options is None:
+            return self.method
+        return f"ssd-{self.pattern}-b{self.options.budget}-{self.options.fallback}-C{self.options.saguaro}"
+
+
+def ssd(pattern: str, *, budget: int = 9, grid: int = 4, **options: Any) -> Case:
+    return Case("ssd", SSDOptions(budget=budget, **options), pattern, grid)
+
+
+# With three tokens Saguaro has something to avoid only where fewer guesses are made than verdicts are possible.
+NARROW: dict[str, Any] = {"budget": 3, "fan_out": "uniform"}
+CASES = [
+    *(Case(method) for method in ("none", "draft", "ngram")),
+    ssd("hits"),
+    *(ssd("misses", fallback=fallback) for fallback in ("draft", "ngram", "none")),
+    ssd("alternating"),
+    ssd("alternating", fallback="ngram"),
+    ssd("natural", **NARROW, fallback="none"),
+    ssd("natural", budget=1, fallback="ngram"),
+    ssd("natural", **NARROW, saguaro=0.7, grid=10),
+    ssd("natural", **NARROW, saguaro=0.3),
+    ssd("alternating", **NARROW, saguaro=0.3, fallback="none"),
+    ssd("misses", **NARROW, saguaro=0.3),
 ]
+FEATURES = {
+    "plain": (PLAIN, False),
+    "processed": (PROCESSED, False),
+    "masked": (PLAIN, True),
+    "both": (dataclasses.replace(PROCESSED, min_tokens=1), True),
+}
 
 
-@pytest.fixture(scope="module")
-def soft_pair(new_pair: Callable[..., Pair]) -> Pair:
-    target, draft = new_pair(SIZE, 5, noise=0.7)
-    for model in (target, draft):
-        with torch.no_grad():
-            model.unembedding.weight.mul_(0.35)  # pyright: ignore
-    return target, draft
+def plant_pattern(monkeypatch: pytest.MonkeyPatch, case: Case) -> list[int]:
+    """Turn hits into misses in the rounds that the case names, for the fallback to answer; return [misses, hits]."""
+    monkeypatch.setattr(tables, "GRID", case.grid)
+    take, num_takes = OutcomeCache.take, [0, 0]
+
+    def sometimes(self: OutcomeCache[Any, Any], owner: Any, epoch: int, outcome: Any) -> Any:
+        found = take(self, owner, epoch, outcome)
+        num_takes[found is not None] += 1
+        return None if case.pattern == "misses" or (case.pattern == "alternating" and epoch % 2) else found
+
+    monkeypatch.setattr(OutcomeCache, "take", sometimes)
+    return num_takes
 
 
-@pytest.mark.parametrize(("method", "options"), CASES)
-def test_the_enumerated_law_is_the_targets(
-    soft_pair: Pair, monkeypatch: pytest.MonkeyPatch, method: str, options: SSDOptions | None
-) -> None:
-    expected = target_law(soft_pair[0])
-    law = enumerated_law(soft_pair, monkeypatch, method, options)
+def plant_saguaro_on_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saguaro's laws on the grid too: still what is drawn from and what is reported, and enumerable."""
+    module = sys.modules["forethought.decode.ssd"]
+    made = module.saguaro
+    monkeypatch.setattr(module, "saguaro", lambda *given: on_grid(made(*given)))
+
+
+def law_of(
+    pair: Tables,
+    monkeypatch: pytest.MonkeyPatch,
+    case: Case,
+    params: SamplingParams = PLAIN,
+    *,
+    constrained: bool = False,
+    change: Callable[[DecodeState, Proposal], Proposal] | None = None,
+) -> np.ndarray:
+    """The enumerated law of the verifier behind a proposer, whose proposals may be changed on the way."""
+    plant_saguaro_on_grid(monkeypatch)
+    verifier = TargetVerifier(TableModel(pair[0], SIZE), eos_token_ids=[EOS])
+
+    def run() -> list[int]:
+        state = DecodeState(list(PROMPT), params, Chance(0), SIZE)
+        made = OutcomeSpeculator(case.options, K) if case.options else PROPOSERS[case.method]
+        if case.method in ("draft", "ssd"):
+            state.draft = TableDraft(pair[1], len(PROMPT) + LENGTH)  # pyright: ignore
+        return continue_text(
+            verifier,
+            (lambda state, k: change(state, made(state, k))) if change else made,
+            state,
+            k=K,
+            num_new=LENGTH,
+            constraint=OneForbidden() if constrained else None,
+        )
+
+    return enumerated_law(
+        monkeypatch,
+        run,
+        position=len(PROMPT),
+        vocabulary_size=SIZE,
+        num_tokens=LENGTH,
+        draws=case.method in ("draft", "ssd") and (case.options is None or case.pattern != "misses" or fallback(case)),
+    )
+
+
+def fallback(case: Case) -> bool:
+    return case.options is not None and case.options.fallback == "draft"
+
+
+# Laws of three tokens with zeros among them, drafts that differ from the target's and are accepted half the time.
+TABLES: Tables = (random_table(SIZE, 3, width=1.0), random_table(SIZE, 11, width=1.0))
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_enumerated_law_is_the_targets(monkeypatch: pytest.MonkeyPatch, case: Case, features: str) -> None:
+    params, constrained = FEATURES[features]
+    num_takes = plant_pattern(monkeypatch, case)
+    expected = target_law(TABLES[0], params, constrained=constrained)
+    law = law_of(TABLES, monkeypatch, case, params, constrained=constrained)
+    assert case.pattern != "hits" or num_takes[0] == 0 < num_takes[1]
     assert abs(law.sum() - 1.0) <= 1e-12
     assert float(np.abs(law - expected).max()) <= 1e-12
 
 
-def plant_raw_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The draft reports a law other than the one it drew from."""
-    module = sys.modules["forethought.decode.ssd"]
-    made = module.OutcomeSpeculator.answer
-
-    def answer(self: object, state: object, k: int) -> Proposal:
-        out = made(self, state, k)
-        return Proposal(out.tokens, (out.probabilities_KV + 0.25) / (1.0 + 0.25 * SIZE), out.source)
-
-    monkeypatch.setattr(module.OutcomeSpeculator, "answer", answer)
-
-
-def plant_rows_of_a_sibling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prepared draft comes with the laws of another branch."""
-    module = sys.modules["forethought.decode.ssd"]
-    made = module.OutcomeSpeculator._draft_branches
-
-    def draft_branches(*given: object) -> list[Proposal]:
-        out = made(*given)
-        return [
-            Proposal(own.tokens, sibling.probabilities_KV, own.source)
-            for own, sibling in zip(out, [*out[1:], out[0]], strict=True)
-        ]
-
-    monkeypatch.setattr(module.OutcomeSpeculator, "_draft_branches", draft_branches)
-
-
-def plant_target_for_residual(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rejected token is replaced by a draw from the target itself."""
-    monkeypatch.setattr(sys.modules["forethought.decode.verify"], "residual", lambda target_V, draft_V: target_V)
-
-
-@pytest.mark.parametrize("plant", [plant_raw_law, plant_rows_of_a_sibling, plant_target_for_residual])
-def test_planted_biases_show(
-    soft_pair: Pair, monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None]
+@pytest.mark.parametrize("case", [Case("none"), Case("draft"), Case("ngram"), ssd("natural")], ids=str)
+def test_generate_enumerated_has_the_same_law(
+    new_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:
-    plant(monkeypatch)
-    law = enumerated_law(soft_pair, monkeypatch, "ssd", SSDOptions(budget=9))
-    assert float(np.abs(law - target_law(soft_pair[0])).max()) > 1e-3
+    """The same with real models and their caches."""
+    target, draft = new_pair(SIZE, 5, noise=0.7)
+    for model in (target, draft):
+        with torch.no_grad():
+            model.unembedding.weight.mul_(0.35)  # pyright: ignore
+
+    def run() -> list[int]:
+        stream = generate(
+            target, PROMPT, SamplingParams(max_tokens=LENGTH), method=case.method, draft=draft,  # pyright: ignore
+            num_speculative_tokens=K, ssd=case.options,
+        )  # fmt: skip
+        return stream.result().token_ids
+
+    law = enumerated_law(
+        monkeypatch, run, position=len(PROMPT), vocabulary_size=SIZE, num_tokens=LENGTH,
+        draws=case.method in ("draft", "ssd"),
+    )  # fmt: skip
+    assert float(np.abs(law - target_law(table_of(target))).max()) <= 1e-12
+
+
+def test_the_cases_are_not_trivial() -> None:
+    """Processing and masks change the law, and the laws on the grid are neither all mass nor all alike."""
+    laws = [target_law(TABLES[0], params, constrained=masked) for params, masked in FEATURES.values()]
+    for one, other in itertools.combinations(laws, 2):
+        assert float(np.abs(one - other).max()) > 0.01
+    assert all(2 <= (law > 0).sum() < law.size for law in laws)
+    raw = torch.randn(50, SIZE, generator=torch.Generator().manual_seed(0))
+    rounded = grid_law(raw, PLAIN)
+    assert torch.equal(rounded * GRID, (rounded * GRID).round())
+    assert float((rounded.sum(-1) - 1).abs().max()) == 0.0
+    assert float((rounded - distribution(raw, PLAIN)).abs().max()) <= 1 / GRID

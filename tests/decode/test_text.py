@@ -195,7 +195,7 @@ def test_filters_keep_what_they_say() -> None:
 @pytest.mark.parametrize(
     "fields",
     [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -2}, {"min_p": 2}, {"max_tokens": 0}, {"stop": [""]},
-     {"temperature": float("nan")}, {"seed": -1}, {"n": 2}, {"logprobs": 1}],
+     {"temperature": float("nan")}, {"seed": -1}, {"n": 0}, {"logprobs": 21}],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(fields))):

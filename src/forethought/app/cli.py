@@ -25,7 +25,10 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "pretrain fit": Verb("forethought.app.pretrain:fit_verb", "train a language model on text and export it"),
+    "pretrain distil": Verb("forethought.app.distil:distil_verb", "distil a draft for a target and measure its fit"),
     "generate": Verb("forethought.app.generate:generate_verb", "continue a prompt with a trained model"),
+    "serve": Verb("forethought.app.serve:serve_verb", "serve a model over an OpenAI-compatible API"),
+    "simulate": Verb("forethought.app.simulate:simulate_verb", "simulate decoding on a machine given by its profile"),
     "report": Verb("forethought.app.report:report_verb", "draw a run directory as one self-contained HTML page"),
     "demo": Verb("forethought.app.demo:demo_verb", "the main job: corpus, target, draft, speculation, report"),
     "recipes": Verb("forethought.app.recipes:recipes_verb", "list the named configs, or show what one sets"),

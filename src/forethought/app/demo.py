@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Field
 
 from forethought.app.arguments import parse, say, table
-from forethought.app.generate import ServedModel, continue_prompt, generation_result, open_model
+from forethought.app.distil import held_out_acceptance
+from forethought.app.generate import Method, continue_prompt, generation_result, open_engine
 from forethought.app.recipes.pretrain import draft as draft_recipe
 from forethought.app.recipes.pretrain import small, tiny
 from forethought.app.report import write_report
@@ -21,14 +21,14 @@ from forethought.core.config import config
 from forethought.core.errors import unknown_name
 from forethought.core.progress import track
 from forethought.core.run import Exists, Run
-from forethought.data import STDLIB, open_corpus, stdlib_facts
-from forethought.decode import SamplingParams, acceptance
+from forethought.data import STDLIB, stdlib_facts
+from forethought.decode import LLM, SamplingParams, open_model
 from forethought.pretrain import DistillationConfig, FitConfig, ModelShape, fit, prepare
 from forethought.stats import median_interval, paired_ratio
 from forethought.train import LoopConfig
 
 PARTS = ("pretrain", "decode")
-METHODS = ("none", "draft", "ssd")
+METHODS: tuple[Method, ...] = ("none", "draft", "ssd")
 PROMPTS = (
     "def ",
     "import os\nimport sys\n\n",
@@ -158,60 +158,55 @@ def _make_corpus(settings: DemoConfig, out: Path, as_json: bool) -> Path:
 
 
 def _decode(settings: DemoConfig, out: Path, as_json: bool) -> dict[str, Any]:
-    target, draft = open_model(out / "target"), open_model(out / "draft")
     stream = sys.stderr if as_json else sys.stdout
-    samples = _stream_samples(settings, target, draft, stream.write)
-    measured = _compare(settings, target, draft)
-    agreement = _agreement(settings, target, draft, out / "corpus")
+    with ExitStack() as opened:
+        engines = {
+            method: opened.enter_context(
+                open_engine(
+                    out / "target",
+                    method=method,
+                    draft=out / "draft",
+                    num_speculative_tokens=settings.num_speculative_tokens,
+                )
+            )
+            for method in METHODS
+        }
+        samples = _stream_samples(settings, engines["draft"], stream.write)
+        measured = _compare(settings, engines)
+    target, draft = open_model(out / "target"), open_model(out / "draft")
+    agreement = held_out_acceptance(target, draft, out / "corpus", settings.target.context, settings.agreement_tokens)
     return {"samples": samples, **measured, **agreement}
 
 
-def _stream_samples(
-    settings: DemoConfig, target: ServedModel, draft: ServedModel, write: Callable[[str], object]
-) -> list[dict[str, Any]]:
+def _stream_samples(settings: DemoConfig, llm: LLM, write: Callable[[str], object]) -> list[dict[str, Any]]:
     samples: list[dict[str, Any]] = []
     for name, temperature in (("greedy", 0.0), ("sampled at temperature 0.8", 0.8)):
         params = SamplingParams(max_tokens=settings.max_tokens, temperature=temperature, seed=1)
         write(f"\n--- {name}, by speculation ---\n{PROMPTS[0]}")
-        generation, seconds = continue_prompt(
-            target,
-            PROMPTS[0],
-            params,
-            method="draft",
-            draft=draft,
-            num_speculative_tokens=settings.num_speculative_tokens,
-            write=write,
-        )
+        completion, seconds = continue_prompt(llm, PROMPTS[0], params, write=write)
         write("\n")
-        samples.append({"name": name, "prompt": PROMPTS[0], **generation_result(generation, seconds)})
+        samples.append({"name": name, "prompt": PROMPTS[0], **generation_result(completion, seconds)})
     return samples
 
 
-def _compare(settings: DemoConfig, target: ServedModel, draft: ServedModel) -> dict[str, Any]:
+def _compare(settings: DemoConfig, engines: Mapping[str, LLM]) -> dict[str, Any]:
     """Decode every prompt with every method in turn, greedily, and check that the tokens are the same."""
     params = SamplingParams(max_tokens=settings.max_tokens, temperature=0.0, ignore_eos=True)
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     accounts: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
     equal = True
     prompts = PROMPTS[: settings.num_prompts]
-    for method in METHODS:  # the first call of each pays for what is made once
-        continue_prompt(target, PROMPTS[0], SamplingParams(max_tokens=8), method=method, draft=draft)
+    for llm in engines.values():  # the first call of each pays for what is made once
+        continue_prompt(llm, "import ", SamplingParams(max_tokens=8))
     with track("decode", len(prompts), unit="prompts") as progress:
         for done, prompt in enumerate(prompts, start=1):
             expected: list[int] | None = None
-            for method in METHODS:
-                generation, taken = continue_prompt(
-                    target,
-                    prompt,
-                    params,
-                    method=method,
-                    draft=None if method == "none" else draft,
-                    num_speculative_tokens=settings.num_speculative_tokens,
-                )
-                expected = generation.token_ids if expected is None else expected
-                equal = equal and generation.token_ids == expected
+            for method, llm in engines.items():
+                completion, taken = continue_prompt(llm, prompt, params)
+                expected = completion.token_ids if expected is None else expected
+                equal = equal and completion.token_ids == expected
                 seconds[method].append(taken)
-                accounts[method].append(generation.statistics.to_dict())
+                accounts[method].append(completion.statistics.to_dict())
             progress.update(done)
     return {
         "greedy_tokens_equal": equal,
@@ -233,20 +228,6 @@ def _method_figures(method: str, seconds: dict[str, list[float]], accounts: list
         "tokens_per_second_interval": [speed.low, speed.high],
         "speed_over_plain": ratio.estimate,
         "speed_over_plain_interval": [ratio.low, ratio.high],
-    }
-
-
-def _agreement(settings: DemoConfig, target: ServedModel, draft: ServedModel, corpus: Path) -> dict[str, Any]:
-    """Measure on held-out text how often the two greedy tokens are the same, and how far the two laws overlap."""
-    context = settings.target.context
-    tokens = np.asarray(open_corpus(corpus).test.tokens[: settings.agreement_tokens], dtype=np.int64)
-    whole = len(tokens) // context * context
-    tokens_BT = torch.from_numpy(tokens[:whole].reshape(-1, context))
-    measured = acceptance(target.model, draft.model, tokens_BT)
-    return {
-        "held_out_tokens": measured.num_tokens,
-        "held_out_greedy_agreement": measured.greedy_agreement,
-        "held_out_overlap": measured.overlap,
     }
 
 

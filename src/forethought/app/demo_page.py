@@ -74,9 +74,8 @@ def decode_sections(decoded: Mapping[str, Any]) -> list[Section]:
         ),
         Section(
             "What it costs here",
-            "Wall-clock on this one machine, methods in turn on each prompt, median and 95 % interval. Target and "
-            "draft share the same cores, and one-token steps of so small a target cost little more than the draft's; "
-            "SSD pays where the draft has hardware of its own, which is not simulated here.",
+            "Wall-clock on this one machine, methods in turn on each prompt, median and 95 % interval. Every method "
+            "has all of its cores: plain and draft decoding run the target on all of them, SSD gives one to the draft.",
             table=table_of(
                 ["method", "tokens/s", "95 %", "speed over plain", "95 %", "foreseen verdicts"],
                 [_speed_row(name, figures) for name, figures in methods.items()],

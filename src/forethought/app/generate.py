@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from forethought.app.arguments import parse, say
-from forethought.core.artefact import ARTEFACT, resolve
-from forethought.core.errors import ArtefactError, ConfigError
-from forethought.data import Tokenizer, load_tokenizer
-from forethought.decode import Generation, SamplingParams, generate
-from forethought.nn import LanguageModel, load_language_model, special_token_ids
+from forethought.core.errors import ConfigError
+from forethought.decode import LLM, CompletionOutput, SamplingParams
+
+DEFAULT_BUDGET = 12
 
 
 @dataclass(frozen=True)
@@ -40,80 +39,49 @@ class GenerateArguments:
     draft: Path | None = None
     """A smaller model with the same tokenizer, for the methods draft and ssd."""
     method: Literal["ssd", "draft", "ngram", "none"] | None = None
-    """How to speculate; draft where a draft is given, else none."""
-    num_speculative_tokens: int = 5
-    """Tokens proposed a round."""
+    """How to speculate; ssd where a draft is given, else none."""
+    num_speculative_tokens: int | None = 5
+    """Tokens proposed a round; None measures first and chooses."""
     stop: tuple[str, ...] = ()
     """Strings that end the text."""
     json: bool = False
     """Print the result as one last line on standard output, the text on standard error."""
 
 
-@dataclass(frozen=True)
-class ServedModel:
-    """A model with what turns text into its tokens and back."""
-
-    model: LanguageModel
-    tokenizer: Tokenizer
-    prefix: list[int]
-    end_of_text: tuple[int, ...]
-
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of a prompt, with the token that begins a text in front."""
-        return self.prefix + self.tokenizer.encode(text)
+Method = Literal["ssd", "draft", "ngram", "none"]
 
 
-def open_model(directory: Path | str) -> ServedModel:
-    """Open a model directory, or the model of a run, with its tokenizer.
+def open_engine(
+    directory: Path, *, method: Method, draft: Path | None = None, num_speculative_tokens: int | None = None
+) -> LLM:
+    """Open a model behind an engine that speculates by a method; None lets the planner choose how far.
 
     Raises:
-        ArtefactError: the directory holds no language model or no tokenizer.
+        ConfigError: the method lacks its draft, or the draft does not fit the model.
+        ArtefactError: a directory holds no language model.
     """
-    kind, place = resolve(directory)
-    if kind != "language-model":
-        raise ArtefactError(f"{directory} is a {kind}, not a language model (an unfinished run has none yet)")
-    tokenizer, special = load_tokenizer(place), special_token_ids(place)
-    model = load_language_model(place)
-    # Our own models begin every document with the separator; Llama's begin with their bos; Qwen's with nothing.
-    if (place / ARTEFACT).is_file():
-        prefix = [tokenizer.end_of_text]
-    else:
-        prefix = [special.bos] if special.bos is not None and model.config.family == "llama" else []
-    return ServedModel(model, tokenizer, prefix, special.eos or (tokenizer.end_of_text,))
+    if method == "none":
+        return LLM(directory, max_num_seqs=1)
+    settings: dict[str, Any] = {"method": method}
+    if method != "ngram" and draft is not None:
+        settings["model"] = str(draft)
+    if num_speculative_tokens is not None:
+        settings |= {"num_speculative_tokens": num_speculative_tokens, "budget": DEFAULT_BUDGET}
+    return LLM(directory, speculative_config=settings, max_num_seqs=1)
 
 
 def continue_prompt(
-    served: ServedModel,
-    prompt: str,
-    params: SamplingParams,
-    *,
-    method: Literal["ssd", "draft", "ngram", "none"],
-    draft: ServedModel | None = None,
-    num_speculative_tokens: int = 5,
-    write: Callable[[str], object] | None = None,
-) -> tuple[Generation, float]:
+    llm: LLM, prompt: str, params: SamplingParams, *, write: Callable[[str], object] | None = None
+) -> tuple[CompletionOutput, float]:
     """Return the continuation and the seconds it took, handing text to `write` as it becomes final.
 
     Raises:
-        InputError: the prompt does not fit the model, or the method lacks its draft.
+        InputError: the prompt does not fit the model.
     """
-    if draft is not None and draft.tokenizer.digest != served.tokenizer.digest:
-        raise ConfigError("the draft has another tokenizer than the model; give a draft made for this model")
     started = time.perf_counter()
-    stream = generate(
-        served.model,
-        served.encode(prompt),
-        params,
-        method=method,
-        draft=None if draft is None else draft.model,
-        num_speculative_tokens=num_speculative_tokens,
-        eos_token_id=served.end_of_text,
-        decode=served.tokenizer.decode,
-    )
-    for chunk in stream:
-        if write is not None:
-            write(chunk.text)
-    return stream.result(), time.perf_counter() - started
+    hear = None if write is None else lambda chunk: write(chunk.text)
+    (output,) = llm.generate(prompt, params, on_chunk=hear)
+    return output.outputs[0], time.perf_counter() - started
 
 
 def generate_verb(arguments: list[str]) -> dict[str, Any]:
@@ -123,7 +91,7 @@ def generate_verb(arguments: list[str]) -> dict[str, Any]:
         InputError: a flag, a directory or the prompt cannot be used.
     """
     given = parse(GenerateArguments, arguments, verb="generate")
-    method = given.method or ("none" if given.draft is None else "draft")
+    method: Method = given.method or ("none" if given.draft is None else "ssd")
     if method in ("draft", "ssd") and given.draft is None:
         raise ConfigError(f"the method {method} needs a draft model; give --draft DIR, or --method ngram or none")
     params = SamplingParams(
@@ -134,36 +102,29 @@ def generate_verb(arguments: list[str]) -> dict[str, Any]:
         seed=given.seed,
         stop=given.stop,
     )
-    served = open_model(given.directory)
-    draft = None if given.draft is None or method in ("none", "ngram") else open_model(given.draft)
     stream = sys.stderr if given.json else sys.stdout
 
     def write(text: str) -> None:
         stream.write(text)
         stream.flush()
 
-    write(given.prompt)
-    generation, seconds = continue_prompt(
-        served,
-        given.prompt,
-        params,
-        method=method,
-        draft=draft,
-        num_speculative_tokens=given.num_speculative_tokens,
-        write=write,
-    )
+    with open_engine(
+        given.directory, method=method, draft=given.draft, num_speculative_tokens=given.num_speculative_tokens
+    ) as llm:
+        write(given.prompt)
+        completion, seconds = continue_prompt(llm, given.prompt, params, write=write)
     say("", as_json=given.json)
-    return generation_result(generation, seconds) | {"prompt": given.prompt, "method": method}
+    return generation_result(completion, seconds) | {"prompt": given.prompt, "method": method}
 
 
-def generation_result(generation: Generation, seconds: float) -> dict[str, Any]:
-    """Return a generation as plain JSON values, with its accounts and its speed."""
+def generation_result(completion: CompletionOutput, seconds: float) -> dict[str, Any]:
+    """Return a completion as plain JSON values, with its accounts and its speed."""
     return {
         "kind": "generate",
-        "text": generation.text,
-        "token_ids": generation.token_ids,
-        "finish_reason": generation.finish_reason,
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
         "seconds": seconds,
-        "tokens_per_second": len(generation.token_ids) / seconds if seconds > 0 else None,
-        "statistics": generation.statistics.to_dict(),
+        "tokens_per_second": len(completion.token_ids) / seconds if seconds > 0 else None,
+        "statistics": completion.statistics.to_dict(),
     }

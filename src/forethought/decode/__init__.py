@@ -6,38 +6,52 @@ from forethought.decode.chance import Chance
 from forethought.decode.detokenize import Decode, Detokenizer, StopScanner
 from forethought.decode.emission import Chunk, Emission
 from forethought.decode.generate import METHODS, Generation, GenerationStream, generate
+from forethought.decode.llm import LLM
+from forethought.decode.options import EngineConfig, SpeculativeConfig
+from forethought.decode.outputs import CompletionOutput, Logprob, RequestOutput, StreamChunk, Update
 from forethought.decode.sampling import SamplingParams, distribution, point_mass
+from forethought.decode.served import ServedModel, open_model
 from forethought.decode.speculate import PROPOSERS, DecodeState, Proposal, Proposer
 from forethought.decode.ssd import OutcomeSpeculator, SSDOptions, saguaro
 from forethought.decode.statistics import Statistics
 from forethought.decode.verify import Verdict, accept_probabilities, draw, residual, verify
 
 __all__ = [
+    "LLM",
     "METHODS",
     "PROPOSERS",
     "Acceptance",
     "CachedModel",
     "Chance",
     "Chunk",
+    "CompletionOutput",
     "Decode",
     "DecodeState",
     "Detokenizer",
     "Emission",
+    "EngineConfig",
     "Generation",
     "GenerationStream",
+    "Logprob",
     "OutcomeSpeculator",
     "Proposal",
     "Proposer",
+    "RequestOutput",
     "SSDOptions",
     "SamplingParams",
+    "ServedModel",
+    "SpeculativeConfig",
     "Statistics",
     "StopScanner",
+    "StreamChunk",
+    "Update",
     "Verdict",
     "accept_probabilities",
     "acceptance",
     "distribution",
     "draw",
     "generate",
+    "open_model",
     "point_mass",
     "residual",
     "saguaro",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 Decode = Callable[[Sequence[int]], str]
 
 _REPLACEMENT = "\ufffd"
+# Decoding a few tokens again costs less than finding out at every token that they are settled.
+_LONGEST_WINDOW = 24
 
 
 class Detokenizer:
@@ -26,14 +28,15 @@ class Detokenizer:
         self._num_settled = 0
         self._shown = 0
 
-    def push(self, token: int) -> str:
-        """Take one token and return the text that has become final with it, perhaps none."""
-        self._window.append(token)
+    def push(self, *tokens: int) -> str:
+        """Take tokens and return the text that has become final with them, perhaps none."""
+        self._window += tokens
         text = self._decode(self._window)
         if text.endswith(_REPLACEMENT):
             return self._show(text[:-1])
         new = self._show(text)
-        self._settle()
+        if len(self._window) > _LONGEST_WINDOW:
+            self._settle()
         return new
 
     def flush(self) -> str:

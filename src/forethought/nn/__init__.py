@@ -28,32 +28,44 @@ from forethought.nn.initialise import initialise
 from forethought.nn.language_model import LanguageModel
 from forethought.nn.layers import Embedding, Linear, RMSNorm
 from forethought.nn.mask import causal_mask, document_mask, document_positions
+from forethought.nn.native import NativeError, NativePagedModel, top_k
+from forethought.nn.paged import ChainModel, TorchPagedModel, greedy_chain, open_paged_model
 from forethought.nn.rotary import Rotary
+from forethought.nn.rows import PagedModel, Rows
 
 __all__ = [
     "FAMILIES",
     "Block",
     "BlockConfig",
+    "ChainModel",
     "DenseCache",
     "Embedding",
     "Family",
     "KeyValueCache",
     "LanguageModel",
     "Linear",
+    "NativeError",
+    "NativePagedModel",
+    "PagedModel",
     "ParameterCount",
     "RMSNorm",
     "RopeScaling",
     "Rotary",
+    "Rows",
     "SpecialTokenIds",
+    "TorchPagedModel",
     "TransformerConfig",
     "causal_mask",
     "document_mask",
     "document_positions",
     "flops_per_token",
+    "greedy_chain",
     "initialise",
     "load_language_model",
     "num_parameters",
+    "open_paged_model",
     "read_language_model_config",
     "save_language_model",
     "special_token_ids",
+    "top_k",
 ]

@@ -1,0 +1,272 @@
+"""Putting an engine together from a model and what the user asked for."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from forethought.core.errors import ConfigError
+from forethought.decode.budget import SchedulerConfig
+from forethought.decode.cached import check_same_vocabulary
+from forethought.decode.curves import measure
+from forethought.decode.draft import DraftSource
+from forethought.decode.draft_process import DraftProcess
+from forethought.decode.engine import Engine
+from forethought.decode.model_of_speed import CostCurves, Plan
+from forethought.decode.ngram import NgramSource, NoSource
+from forethought.decode.options import EngineConfig, SpeculativeConfig
+from forethought.decode.pages import PageManager
+from forethought.decode.planner import Planner, PlannerConfig
+from forethought.decode.remote import RemoteSource
+from forethought.decode.scheduler import Scheduler
+from forethought.decode.served import ServedModel, open_model
+from forethought.decode.speculator import identity_of, open_speculator
+from forethought.decode.steered import SteeredSource, demand_of
+from forethought.decode.transport import Transport
+from forethought.decode.transports.in_process import InProcessTransport
+from forethought.decode.transports.threads import ThreadTransport
+from forethought.decode.verifier import TargetVerifier
+from forethought.nn.config import TransformerConfig
+from forethought.nn.devices import usable_device
+from forethought.nn.paged import ChainModel, open_paged_model
+
+MEMORY_SHARE = 0.25
+DEFAULT_LENGTH, DEFAULT_BUDGET = 5, 16
+MEASURED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+_PAGE = 16
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, and what the face of it wants to know."""
+
+    engine: Engine
+    max_model_len: int
+    backend: str
+    planner: Planner | None
+    draft_process_id: int | None
+
+
+def build_engine(served: ServedModel, settings: EngineConfig, speculative: SpeculativeConfig) -> Built:
+    """Return an engine for a model.
+
+    Raises:
+        ConfigError: the settings contradict each other or the model.
+        ArtefactError: the draft's directory holds no language model.
+    """
+    config = served.model.config
+    max_model_len = min(settings.max_model_len or config.max_positions, config.max_positions)
+    num_pages = num_pages_for(config, settings, max_model_len)
+    target = open_paged_model(
+        served.model.to(usable_device(settings.device)),
+        num_pages=num_pages,
+        page_size=settings.block_size,
+        backend=settings.backend,
+        dtype=settings.dtype,
+        num_threads=num_threads_for(settings, speculative),
+    )
+    scheduling = SchedulerConfig(
+        max_model_len=max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=max(settings.max_num_batched_tokens, settings.max_num_seqs),
+        num_speculative_tokens=longest_draft(speculative),
+        enable_chunked_prefill=settings.enable_chunked_prefill,
+        enable_prefix_caching=settings.enable_prefix_caching,
+    )
+    pages = PageManager(num_pages, settings.block_size, settings.enable_prefix_caching)
+    with ExitStack() as started:
+        drafts = _Drafts(served, target, settings, speculative, max_model_len, started)
+        engine = Engine(
+            verifier=TargetVerifier(target, eos_token_ids=served.end_of_text),
+            scheduler=Scheduler(scheduling, pages),
+            source=drafts.source,
+            max_length=max_model_len,
+            vocabulary_size=config.vocab_size,
+            eos_token_ids=served.end_of_text,
+            decode=served.tokenizer.decode,
+            steering=drafts.planner,
+        )
+        started.pop_all()
+    return Built(engine, max_model_len, type(target).__name__, drafts.planner, drafts.process_id)
+
+
+class _Drafts:
+    """The source of an engine's drafts and its planner; what it starts is undone by `started`, if anything fails."""
+
+    def __init__(
+        self,
+        served: ServedModel,
+        target: ChainModel,
+        settings: EngineConfig,
+        speculative: SpeculativeConfig,
+        max_model_len: int,
+        started: ExitStack,
+    ) -> None:
+        self._served, self._target = served, target
+        self._settings, self._speculative = settings, speculative
+        self.planner: Planner | None = None
+        self.process_id: int | None = None
+        self.source: DraftSource = NoSource()
+        if speculative.method is None:
+            return
+        ngrams = NgramSource(
+            DEFAULT_LENGTH, shortest=speculative.prompt_lookup_min, longest=speculative.prompt_lookup_max
+        )
+        remote: RemoteSource | None = None
+        link = 0.0
+        draft: ServedModel | None = None
+        if speculative.model is not None and speculative.method != "ngram":
+            draft = open_model(speculative.model)
+            check_same_vocabulary(served.model, draft.model)
+            if draft.tokenizer.digest != served.tokenizer.digest:
+                raise ConfigError(
+                    f"the draft {speculative.model} has another tokenizer than the model; give one made for it"
+                )
+            transport = self._transport(draft, max_model_len)
+            started.callback(transport.close)
+            transport_ready = getattr(transport, "wait_until_ready", None)
+            if transport_ready is not None:
+                transport_ready()
+            link = transport.capabilities.round_trip or 0.0
+            identity = identity_of(served)
+            remote = RemoteSource(transport, identity, demand_of(Plan()))
+        plan = plan_of(speculative)
+        if plan is None:
+            costs = self._costs(draft, link)
+            self.planner = Planner(planner_settings(speculative), costs)
+            plan = self.planner.plan
+        source = SteeredSource(plan, remote, ngrams)
+        if self.planner is not None:
+            self.planner.on_change = source.follow
+            if remote is not None:
+                remote.observer = self.planner
+        self.source = source
+
+    def _transport(self, draft: ServedModel, max_model_len: int) -> Transport:
+        speculative = self._speculative
+        longest, budget = longest_draft(speculative), largest_budget(speculative)
+        one = -(-max_model_len // _PAGE) + -(-(longest + 1) * (budget + 1) // _PAGE) + 2
+        order: dict[str, Any] = {
+            "model": str(draft.directory),
+            "num_pages": one * self._settings.max_num_seqs,
+            "page_size": _PAGE,
+            "backend": self._settings.backend,
+            "dtype": speculative.dtype,
+            "num_threads": speculative.num_threads,
+            "options": {
+                "num_speculative_tokens": longest,
+                "budget": budget,
+                "saguaro": speculative.saguaro,
+                "max_requests": self._settings.max_num_seqs,
+                # Drafts made on the spot for several requests are made together, and hold no prepared one up.
+                "defer": True,
+            },
+        }
+        if uses_process(speculative):
+            process = DraftProcess(order, core=draft_core(speculative), num_threads=speculative.num_threads)
+            self.process_id = process.process_id
+            return process
+        if speculative.transport == "thread":
+            return ThreadTransport(lambda: open_speculator(**order))
+        return InProcessTransport(open_speculator(**order))
+
+    def _costs(self, draft: ServedModel | None, link: float) -> CostCurves:
+        """Measure what passes cost; the draft is measured here too, on a pool of its own that is dropped again."""
+        contexts = tuple(c for c in (64, 512) if c + MEASURED_SIZES[-1] < self._served.model.config.max_positions)
+        own = measure(self._target, MEASURED_SIZES, contexts=contexts or (0,), greedy=True)
+        if draft is None:
+            return CostCurves(target=own)
+        copy = open_paged_model(
+            draft.model,
+            num_pages=-(-(contexts[-1] if contexts else 0) // _PAGE) + MEASURED_SIZES[-1] // _PAGE + 1,
+            page_size=_PAGE,
+            backend=self._settings.backend,
+            dtype=self._speculative.dtype,
+            num_threads=self._speculative.num_threads,
+        )
+        theirs = measure(copy, MEASURED_SIZES, contexts=contexts or (0,), greedy=True)
+        return CostCurves(target=own, draft=theirs, link=link, draft_link=link)
+
+
+def plan_of(speculative: SpeculativeConfig) -> Plan | None:
+    """Return the plan that was asked for in full, or None where something of it is left to the planner."""
+    length, budget = speculative.num_speculative_tokens, speculative.budget
+    if speculative.method is None:
+        return Plan()
+    if length == "auto" or (speculative.method == "ssd" and budget == "auto"):
+        return None
+    return Plan(
+        speculative.method,
+        length,
+        budget if speculative.method == "ssd" and budget != "auto" else 0,
+        speculative.fan_out,
+        speculative.fallback,
+        length,
+    )
+
+
+def planner_settings(speculative: SpeculativeConfig) -> PlannerConfig:
+    """Return what the planner may choose from: all that the method includes, and fixed what was given."""
+    settings = PlannerConfig(fan_out=speculative.fan_out)
+    if speculative.method == "ngram":
+        settings = replace(settings, methods=("ngram",))
+    elif speculative.method == "draft":
+        settings = replace(settings, methods=("ngram", "draft"))
+    if speculative.num_speculative_tokens != "auto":
+        settings = replace(settings, lengths=(speculative.num_speculative_tokens,))
+    if speculative.budget != "auto":
+        settings = replace(settings, budgets=(speculative.budget,))
+    return settings
+
+
+def longest_draft(speculative: SpeculativeConfig) -> int:
+    """Return the longest draft that will ever be asked for."""
+    if speculative.method is None:
+        return 0
+    length = speculative.num_speculative_tokens
+    return max(PlannerConfig().lengths) if length == "auto" else length
+
+
+def largest_budget(speculative: SpeculativeConfig) -> int:
+    """Return the most verdicts that will ever be prepared for in a round."""
+    if speculative.method != "ssd":
+        return 0
+    return max(PlannerConfig().budgets) if speculative.budget == "auto" else speculative.budget
+
+
+def num_threads_for(settings: EngineConfig, speculative: SpeculativeConfig) -> int:
+    """Return the threads of the target: all cores, less those of a draft process."""
+    if settings.num_threads is not None:
+        return settings.num_threads
+    beside = speculative.num_threads if uses_process(speculative) else 0
+    return max(len(os.sched_getaffinity(0)) - beside, 1)
+
+
+def uses_process(speculative: SpeculativeConfig) -> bool:
+    """Return whether the draft runs in a process of its own."""
+    if speculative.method not in ("ssd", "draft"):
+        return False
+    if speculative.transport == "auto":
+        return speculative.method == "ssd" and (os.cpu_count() or 1) > 1
+    return speculative.transport == "process"
+
+
+def draft_core(speculative: SpeculativeConfig) -> int | None:
+    """Return the core that a draft process is pinned to: the one asked for, or the last of several."""
+    if speculative.draft_core is not None:
+        return speculative.draft_core
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[-1] if len(cores) > 1 else None
+
+
+def num_pages_for(config: TransformerConfig, settings: EngineConfig, max_model_len: int) -> int:
+    """Return how many pages the pool has: enough for all, in a quarter of the memory there is."""
+    if settings.num_blocks is not None:
+        return settings.num_blocks
+    size = settings.block_size
+    one = -(-max_model_len // size)
+    bytes_a_page = 8 * config.num_layers * size * config.resolved_kv_heads * config.resolved_head_dim
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(one, min(one * settings.max_num_seqs, int(MEMORY_SHARE * memory) // bytes_a_page))
