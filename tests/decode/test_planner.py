@@ -134,6 +134,36 @@ def _truth(behaviour: Behaviour, longest: int = 12, num_ranks: int = 64) -> Beli
     )
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(),
+        Plan("ngram", 4),
+        Plan("draft", 4),
+        Plan("ssd", 2, 16, "empirical", "draft", 1),
+        Plan("ssd", 6, 24, "empirical", "draft", 3),
+        Plan("ssd", 6, 24, "uniform", "none"),
+        Plan("ssd", 4, 12, "geometric", "none"),
+        Plan("ssd", 12, 8, "empirical", "ngram"),
+    ],
+    ids=lambda plan: f"{plan.method}-{plan.num_speculative_tokens}-{plan.budget}-{plan.fan_out}-{plan.fallback}",
+)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_forecast_is_what_the_simulation_makes(plan: Plan, batch_size: int):
+    costs = CostCurves(
+        target=Curve.of({1: 0.02, 64: 0.03}), draft=Curve.of({1: 0.002, 64: 0.005, 256: 0.012}), link=0.001, host=0.0015
+    )
+    law = RankLaw(miss=0.6, exponent=0.9)
+    behaviour = Behaviour((0.75,), law, RankLaw(miss=0.1, exponent=0.9), ngram_found=0.5, ngram_acceptance=0.6)
+    told = forecast(plan, costs.at(), _truth(behaviour), batch_size)
+    made = simulate(costs, behaviour, plan, batch_size=batch_size, num_requests=batch_size, output_tokens=6000)
+    judged = sum(made.sources.values())
+    # Foresight learns its fan-out first, and draws scatter by about 1 %.
+    assert made.tokens_per_second == pytest.approx(told.rate, rel=0.025)
+    assert made.sources.get("cache", 0) / judged == pytest.approx(told.hit, abs=0.02)
+    assert made.seconds / len(made.rounds) == pytest.approx(told.seconds, rel=0.01)
+
+
 def _brute_rate(costs: CostCurves, behaviour: Behaviour, length: int, budget: int, jit: int) -> float:
     """Tokens a second of SSD with model drafts after a miss, reckoned the long way at batch 1 (budget 0: classic)."""
     assert costs.draft is not None
@@ -441,7 +471,7 @@ def test_a_histogram_of_ranks_is_what_hits_are_reckoned_from():
     for _ in range(4000):
         accepted, rank = int(random.integers(0, 5)), int(random.geometric(0.4) - 1)
         counts.observe("cache", 4, accepted, plan)
-        counts.observe_rank("cache", 4, accepted, rank, plan)
+        counts.observe_rank("cache", 4, accepted, rank)
         seen.record(int(accepted == 4), rank)
     ranks_GF = counts.beliefs().ranks_GF["model"]
     for budget in (1, 2, 4):

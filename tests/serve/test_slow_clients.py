@@ -149,3 +149,16 @@ def test_nothing_is_left_of_many_clients_that_come_and_go(new_house: Callable[..
     house.until(lambda: len(house.server.server_state.connections) <= 1)
     assert not house.server.server_state.tasks
     assert house.complete(max_tokens=2).status_code == 200
+
+
+def test_answers_are_sent_at_once_and_kernels_keep_little(house: House):
+    """Nagle's algorithm would hold every answer back 40 ms, and a slow reader's megabytes would lie in the kernel."""
+    with house.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(4096)
+        port = connection.getsockname()[1]
+        protocol = next(each for each in house.server.server_state.connections if each.client[1] == port)
+        served = protocol.transport.get_extra_info("socket")
+        assert served.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert served.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert served.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 1 << 20

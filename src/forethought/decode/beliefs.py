@@ -113,9 +113,9 @@ class VerdictCounts:
         if counts.observe(min(judged, longest), min(accepted, longest), min(num_drafted, longest)):
             self._ranks[kin] = OutcomeHistogram(2, self._num_ranks, self._decay)
 
-    def observe_rank(self, source: str, num_drafted: int, accepted: int, rank: int | None, plan: Plan) -> None:
+    def observe_rank(self, source: str, num_drafted: int, accepted: int, rank: int | None) -> None:
         """Count the rank of a bonus token among the draft's guesses, None for one that no guess would have caught."""
-        self._ranks[kin_of(source, plan)].record(int(accepted == num_drafted), rank)
+        self._ranks[kin_of(source, Plan())].record(int(accepted == num_drafted), rank)
 
     def observe_hit(self, was_foreseen: bool, expected: float) -> None:
         """Count a verdict that was foreseen or not, against the chance that the ranks alone gave it."""
@@ -132,7 +132,7 @@ class VerdictCounts:
         laws_K["ngram"][0] *= found
         laws_K["none"][:] = 0.0
         ranks_GF: dict[Kin, Floats] = {kin: self._rank_law(kin, optimism, by_ranks_alone) for kin in KINS}
-        return Beliefs(laws_K, ranks_GF, min(found * self._length_found, 1.0))
+        return Beliefs(laws_K, ranks_GF, found, self._length_found)
 
     def _rank_law(self, kin: Kin, optimism: float, by_ranks_alone: bool) -> Floats:
         seen = self._ranks[kin]

@@ -93,22 +93,33 @@ class Beliefs:
 
     `acceptance_K` of a kin is the chance that a token is kept when all before it were. `ranks_GF` (2, F) holds, after a
     rejection and after a fully accepted draft, the chance that the bonus token is the draft's guess of each rank, not
-    rising. `ngram_share` is the mean length of an n-gram draft by the length asked for.
+    rising. Prompt lookup finds something with chance `ngram_found`, which is part of its first acceptance too, and then
+    proposes the share `ngram_length` of the length asked for.
     """
 
     acceptance_K: dict[Kin, Floats]
     ranks_GF: dict[Kin, Floats]
-    ngram_share: float = 1.0
+    ngram_found: float = 1.0
+    ngram_length: float = 1.0
     _hits: dict[tuple[Kin, int, FanOut], tuple[list[int], Floats]] = field(default_factory=dict, repr=False)
 
     def hits(self, kin: Kin, length: int, budgets_B: NDArray[np.int64], fan_out: FanOut) -> Floats:
         """Return for each budget the chance that the verdict on a draft of this kin and length was foreseen."""
         known, found = self._hits.get((kin, length, fan_out), ([], np.zeros(0)))
         if known != budgets_B.tolist():
-            law = length_law(self.acceptance_K[kin], length)
-            found = hit_probabilities(law, self.ranks_GF[kin], budgets_B, fan_out)
+            found = self._reckoned(kin, length, budgets_B, fan_out)
             self._hits[kin, length, fan_out] = (budgets_B.tolist(), found)
         return found
+
+    def _reckoned(self, kin: Kin, length: int, budgets_B: NDArray[np.int64], fan_out: FanOut) -> Floats:
+        acceptance_K = self.acceptance_K[kin]
+        if kin != "ngram":
+            return hit_probabilities(length_law(acceptance_K, length), self.ranks_GF[kin], budgets_B, fan_out)
+        # A look-up that finds nothing leaves one row to guess for, and is known before the guessing.
+        acceptance_K = acceptance_K.copy()
+        acceptance_K[:1] = np.minimum(acceptance_K[:1] / max(self.ngram_found, 1e-12), 1.0)
+        found_B = hit_probabilities(length_law(acceptance_K, length), self.ranks_GF[kin], budgets_B, fan_out)
+        return self.ngram_found * found_B + (1.0 - self.ngram_found) * self.hits("none", 0, budgets_B, fan_out)
 
 
 @dataclass(frozen=True)
@@ -179,7 +190,7 @@ def plain(costs: Costs, batch_size: float) -> Forecast:
 def from_ngrams(costs: Costs, beliefs: Beliefs, batch_size: float, length: int) -> Forecast:
     """Forecast prompt lookup with drafts of at most `length` tokens."""
     tokens = batch_size * float(expected_tokens(beliefs.acceptance_K["ngram"])[length])
-    rows = batch_size * (1.0 + beliefs.ngram_share * length)
+    rows = batch_size * (1.0 + beliefs.ngram_found * beliefs.ngram_length * length)
     stall = max(batch_size * costs.ngram + costs.delay, 0.0)
     plan = Plan("ngram", length, jit_length=length)
     return Forecast(plan, tokens, float(costs.target(rows)), stall, costs.host, rows)
@@ -217,25 +228,28 @@ def foreseeing(
     length_K11 = np.asarray(lengths, dtype=np.int64)[:, None, None]
     length_J1 = np.asarray(after_miss, dtype=np.int64)[:, None]
     budgets_B = np.asarray(budgets, dtype=np.int64)
-    # A verdict that comes before the tree is complete is heard after the pass under way: that depth is what a hit has.
-    verify_K11 = costs.target(batch_size * (1.0 + length_K11))
-    glue_K11, step_B = draft(batch_size * (1.0 + length_K11)), draft(batch_size * budgets_B)
-    depth_K1B = np.ceil((verify_K11 + costs.link - glue_K11) / np.maximum(step_B, 1e-12) - 1e-9)
-    depth_K1B = np.clip(depth_K1B, 0, length_K11).astype(np.int64)
+    step_B, places_B = draft(batch_size * budgets_B), np.arange(len(budgets))
     table = np.stack([beliefs.hits("model", k, budgets_B, fan_out) for k in range(int(length_K11.max()) + 1)])
-    held_K1B = table[depth_K1B, np.arange(len(budgets))]
     back_JB = np.stack([beliefs.hits(kin, j, budgets_B, fan_out) for j in after_miss])
-    # The share of rounds answered from the cache is the stationary law of that chain.
-    hit_KJB = np.clip(back_JB / np.maximum(1.0 - held_K1B + back_JB, 1e-12), 0.0, 1.0) * (depth_K1B > 0)
-    miss_KJB = 1.0 - hit_KJB
-    tokens_K1B = expected_tokens(beliefs.acceptance_K["model"])[depth_K1B]
+    share = beliefs.ngram_found * beliefs.ngram_length if fallback == "ngram" else 1.0
+    depth_KJB, hit_KJB, glue_KJB = length_K11 + 0 * back_JB.astype(np.int64), np.ones(1), np.zeros(1)
+    rows_KJB = batch_size * (1.0 + depth_KJB)
+    # Rows, hits and depths hang on one another; from full drafts two rounds of that are enough.
+    for _ in range(2):
+        glue_KJB = draft(rows_KJB)
+        # A verdict that comes before the tree is complete is heard after the pass under way: a hit has that depth.
+        depth_KJB = np.ceil((costs.target(rows_KJB) + costs.link - glue_KJB) / np.maximum(step_B, 1e-12) - 1e-9)
+        depth_KJB = np.clip(depth_KJB, 0, length_K11).astype(np.int64)
+        # The share of rounds answered from the cache is the stationary law of that chain.
+        hit_KJB = back_JB / np.maximum(1.0 - table[depth_KJB, places_B] + back_JB, 1e-12) * (depth_KJB > 0)
+        hit_KJB = np.clip(hit_KJB, 0.0, 1.0)
+        rows_KJB = batch_size * (1.0 + hit_KJB * depth_KJB + (1.0 - hit_KJB) * share * length_J1)
+    miss_KJB, passes_KJB = 1.0 - hit_KJB, costs.target(rows_KJB)
+    tokens_hit_KJB = expected_tokens(beliefs.acceptance_K["model"])[depth_KJB]
     tokens_J1 = expected_tokens(beliefs.acceptance_K[kin])[length_J1]
-    tokens_KJB = batch_size * (hit_KJB * tokens_K1B + miss_KJB * tokens_J1)
-    share = beliefs.ngram_share if fallback == "ngram" else 1.0
-    rows_KJB = batch_size * (1.0 + hit_KJB * depth_K1B + miss_KJB * share * length_J1)
-    passes_KJB = costs.target(rows_KJB)
+    tokens_KJB = batch_size * (hit_KJB * tokens_hit_KJB + miss_KJB * tokens_J1)
     # What the host does goes on while drafts are made, in every round by itself: a mean of waits hides nothing.
-    waiting_KJB = np.maximum(glue_K11 + depth_K1B * step_B - passes_KJB, costs.link) - costs.host + costs.delay
+    waiting_KJB = np.maximum(glue_KJB + depth_KJB * step_B - passes_KJB, costs.link) - costs.host + costs.delay
     stall_KJB = np.maximum(waiting_KJB, 0.0)
     if fallback == "draft":
         any_miss_KJB = 1.0 - hit_KJB**batch_size
@@ -271,7 +285,7 @@ def forecast(plan: Plan, costs: Costs, beliefs: Beliefs, batch_size: float) -> F
         [plan.budget],
         plan.fallback,
         plan.fan_out,
-        [plan.jit_length],
+        [plan.num_speculative_tokens if plan.fallback == "ngram" else plan.jit_length],
     )
 
 

@@ -26,10 +26,9 @@ from torch.nn import functional
 
 from forethought.core.errors import InputError
 from forethought.nn.block import Block
-from forethought.nn.graphed_layout import Fields, Layout, Shape, carve
+from forethought.nn.graphed_layout import Fields, Layout, Shape, carve, later_rows
 from forethought.nn.graphed_runner import runner_for
 from forethought.nn.language_model import LanguageModel
-from forethought.nn.paged import greedy_chain
 from forethought.nn.paged_cache import MAX_SLOTS, check_pool, check_rows
 from forethought.nn.rotary import Rotation, rotate
 from forethought.nn.rows import Int32, Rows
@@ -121,17 +120,17 @@ class GraphedPagedModel:
         if not num_later or not num_chains:
             return self._runner.fetch(ids_M)[:, None]
         drawn = [ids_M.clone()]
-        layout = self._layout(_later_rows(rows, slots_MK, num_later))
+        layout = self._layout(later_rows(rows, slots_MK, num_later))
         step = self._step(layout.shape)
-        stage_KI = self._staged(layout, rows, slots_MK)
+        stage_KI, tokens_C = self._staged(layout, rows, slots_MK), step.fields.tokens_C
         for words_I in stage_KI:
             step.words_I.copy_(words_I)
-            step.fields.tokens_C.index_copy_(0, step.fields.wanted_W[:num_chains].long(), drawn[-1].clamp(min=0).int())
+            # A chain's one row is the wanted one: its cell is where the token drawn last is wanted.
+            tokens_C.index_copy_(0, step.fields.wanted_W[:num_chains].long(), drawn[-1].clamp(min=0).int())
             drawn.append(self._compute(step).ids_W[:num_chains].clone())
         ids_MK = self._runner.fetch(torch.stack(drawn, dim=1))
-        if (ids_MK[:, :-1] < 0).any() and not (ids_MK < 0).all():
-            # A chain that ended went on nevertheless and may have spoiled its neighbours: once more, without it.
-            return greedy_chain(self, rows, slots_MK)
+        # A chain that ended was fed on nevertheless; its slots are its own.
+        ids_MK[np.logical_or.accumulate(ids_MK < 0, axis=1)] = -1
         return ids_MK
 
     @torch.inference_mode()
@@ -173,7 +172,7 @@ class GraphedPagedModel:
         for place in range(num_later):
             fields = carve(host_KI.numpy()[place], host_KI[place].view(torch.uint8).numpy(), layout.shape)
             num_extra = None if rows.extra_NE is None else rows.extra_NE.shape[1] + place + 1
-            layout.fill(fields, _later_rows(rows, slots_MK, place + 1), num_extra)
+            layout.fill(fields, later_rows(rows, slots_MK, place + 1), num_extra)
         return host_KI.to(self._device, non_blocking=True)
 
     def _layout(self, rows: Rows) -> Layout:
@@ -300,18 +299,3 @@ class _Projections:
             normed = attention.query_norm(both_CHD[:, :heads]), attention.key_norm(both_CHD[:, heads:])
             both_CHD = torch.cat(normed, dim=1)
         return rotate(both_CHD, rotation), values_CKD
-
-
-def _later_rows(rows: Rows, slots_MK: Int32, step: int) -> Rows:
-    """The rows of a later pass of a chain, every chain alive and its token not yet known."""
-    row, branch = rows.logits_M, rows.extra_NE is not None
-    return Rows(
-        tokens_N=np.zeros(len(row), dtype=np.int32),
-        positions_N=rows.positions_N[row] + np.int32(step),
-        slots_N=slots_MK[:, step - 1],
-        sequence_N=rows.sequence_N[row],
-        visible_N=rows.visible_N[row] + np.int32(0 if branch else step),
-        pages_SP=rows.pages_SP,
-        logits_M=np.arange(len(row), dtype=np.int32),
-        extra_NE=None if rows.extra_NE is None else np.hstack([rows.extra_NE[row], slots_MK]),
-    )

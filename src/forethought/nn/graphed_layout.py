@@ -1,7 +1,8 @@
 """How rows are laid out for a pass of a static shape: groups of rows of one sequence, and every size a bucket.
 
 Shape suffixes: G groups, C cells (places for rows, group by group), N rows asked for, S sequences, P pages, E extra
-slots of a group, U pairs of a group and an extra slot, X extra slots of a row, W logits computed, Z sizes tried.
+slots of a group, U pairs of a group and an extra slot, X extra slots of a row, W logits computed, M wanted ones, K
+later passes of a chain, Z sizes tried.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forethought.nn.rows import Rows
+from forethought.nn.rows import Int32, Rows
 
 Array = TypeVar("Array", Tensor, NDArray[np.int32])
 
@@ -151,6 +152,21 @@ def _num_wanted(count: int, num_groups: int, num_cells: int, graphed_rows: int) 
         if count <= enough:
             return enough
     return bucket(count)
+
+
+def later_rows(rows: Rows, slots_MK: Int32, step: int) -> Rows:
+    """Return the rows of a later pass of a chain, every chain alive and its token not yet known."""
+    row, branch = rows.logits_M, rows.extra_NE is not None
+    return Rows(
+        tokens_N=np.zeros(len(row), dtype=np.int32),
+        positions_N=rows.positions_N[row] + np.int32(step),
+        slots_N=slots_MK[:, step - 1],
+        sequence_N=rows.sequence_N[row],
+        visible_N=rows.visible_N[row] + np.int32(0 if branch else step),
+        pages_SP=rows.pages_SP,
+        logits_M=np.arange(len(row), dtype=np.int32),
+        extra_NE=None if rows.extra_NE is None else np.hstack([rows.extra_NE[row], slots_MK]),
+    )
 
 
 def carve(words_I: Array, bytes_I: Array, shape: Shape) -> Fields[Array]:

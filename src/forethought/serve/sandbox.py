@@ -27,7 +27,7 @@ COMPILED = "<chat template>"
 _GUARD = "forethought_paid"
 # One unit is a character made; a line that runs or an entry that is walked over takes as long as many of these.
 _BUDGET = 32_000_000
-_STEP_PRICE = 30
+_STEP_PRICE = 100
 # The most characters that one operation may make at worst, and the part of that worst that is charged: a search
 # through a text is such a product too.
 _MAX_PRODUCT, _CHARGED = 1 << 28, 64

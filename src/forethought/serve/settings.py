@@ -43,13 +43,16 @@ class ServerConfig:
         return self.host in _LOOPBACK
 
 
-def read_key(path: Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
+def read_key(path: Path | None, environment: Mapping[str, str] | None = None) -> str | None:
     """Return the key that clients must show: the content of a file, else of FORETHOUGHT_API_KEY, else None.
+
+    `environment` is this process's unless given.
 
     Raises:
         ConfigError: the file cannot be read, or the key is empty or holds anything but printable ASCII without spaces.
         ArtefactError: the file is too large, or no regular file.
     """
+    environment = os.environ if environment is None else environment
     if path is not None:
         source = f"the key file {path}"
         key = read_text(path, what="key file", limit=_MAX_KEY_BYTES).strip()

@@ -7,6 +7,7 @@ that comes before the tree is complete is heard after the pass under way and ans
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from forethought.decode.curves import Curve
 from forethought.decode.draft import NO_DRAFT, Draft, Judged, Source
@@ -48,7 +49,8 @@ class SimulatedSource:
         # When the passes of the preparation under way end: the glue pass, then one a depth.
         self._passes: list[float] = []
         self._verdict_at = 0.0
-        self._owes_host_time = False
+        # The first verdict of a step is passed on before the host's work, the others with it.
+        self._host_time: Literal["none", "owed", "spent"] = "none"
 
     @property
     def foreseen(self) -> CacheStatistics:
@@ -58,6 +60,8 @@ class SimulatedSource:
     def start(self, request: Request) -> None:
         """Follow a request from its present text on."""
         self.stop(request)
+        if self._host_time == "spent":
+            self._host_time = "none"
 
     def stop(self, request: Request) -> None:
         """Forget a request."""
@@ -70,7 +74,7 @@ class SimulatedSource:
 
     def collect(self, requests: Sequence[Request]) -> Mapping[int, Draft]:
         """Return the drafts of a round, having let the time go by that the target waits for them."""
-        self._owes_host_time = True
+        self._host_time = "owed"
         plan = self.plan
         if plan.method == "ssd":
             return self._foreseen(requests, plan)
@@ -89,9 +93,10 @@ class SimulatedSource:
 
     def judged(self, request: Request, draft: Draft, verdict: Judged, kept: Sequence[int]) -> None:
         """Look a verdict up among those that were foreseen."""
-        self._verdict_at = self._clock()
-        if self._owes_host_time:
-            self._owes_host_time = False
+        if self._host_time != "spent":
+            self._verdict_at = self._clock()
+        if self._host_time == "owed":
+            self._host_time = "spent"
             self._clock.advance(self._costs.host)
         if self._observer is not None and self.plan.method in ("draft", "ssd") and draft.source != "ngram":
             self._cast_shadow(self._observer, request, len(kept))
