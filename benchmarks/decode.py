@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, cast
@@ -29,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 PAIR = HERE.parent.parent / "shared" / "data" / "models" / "pair"
 PROMPTS = HERE.parent.parent / "shared" / "data" / "prompts"
 SD_LENGTHS = (3, 4, 5, 6, 8)
-SSD_SETTINGS = ((5, 12), (6, 12), (7, 16), (8, 16), (8, 24), (10, 16))
+SSD_SETTINGS = ((5, 8), (6, 8), (7, 8), (7, 12), (8, 12), (8, 16), (10, 12))
 
 
 class Arm:
@@ -155,9 +156,24 @@ def summarise(answers: list[dict[str, Any]]) -> dict[str, Any]:
         for name in ("verify_seconds", "stall_seconds", "step_seconds"):
             total = sum(count["histograms"][name]["sum"] for count in counts)
             rows[f"{name.removesuffix('_seconds')}_ms_a_step"] = 1e3 * total / max(steps, 1)
-        rows["source"] = counts[-1]["source"]
-        rows["by_source"] = counts[-1]["by_source"]
+        sources: Counter[str] = Counter()
+        for count in counts:
+            sources.update(count["by_source"])
+        rows["rounds_by_source"] = dict(sources)
+        later = sum(sources.values()) - sum(len(answer["tokens"]) for answer in answers)
+        rows["hit_rate"] = sources["cache"] / max(later, 1)
+        rows["acceptance_by_position"] = by_position(counts)
     return rows
+
+
+def by_position(counts: list[dict[str, Any]]) -> list[float]:
+    """Return how often a drafted token of each position was kept, given that it was drafted."""
+    drafted: Counter[int] = Counter()
+    accepted: Counter[int] = Counter()
+    for count in counts:
+        for total, own in ((drafted, "drafted"), (accepted, "accepted")):
+            total.update(dict(enumerate(count["by_position"][own])))
+    return [round(accepted[k] / drafted[k], 4) for k in sorted(drafted) if drafted[k]]
 
 
 def best_setting(
@@ -300,7 +316,7 @@ def single_passes(quick: bool) -> dict[str, Any]:
     )
     figures: dict[str, Any] = {}
     for size in ("30m",) if quick else ("12m", "30m", "91m"):
-        command = [sys.executable, "-c", program, size, "15" if quick else "60", "1" if rival else "0"]
+        command = [sys.executable, "-c", program, size, "8" if quick else "60", "1" if rival else "0"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
         done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=True)
         measured = json.loads(done.stdout.splitlines()[-1])
@@ -322,12 +338,12 @@ def _ratio_of(above: list[float], below: list[float]) -> dict[str, float]:
 def measure(quick: bool) -> dict[str, object]:
     """Race plain, draft, SSD and n-gram decoding, the planner, transformers and llama.cpp on the same weights."""
     target, draft = CHOSEN["target"], CHOSEN["draft"]
-    sizes = {"max_tokens": 48 if quick else 128, "prompts": 4 if quick else 24}
+    sizes = {"max_tokens": 40 if quick else 128, "prompts": 3 if quick else 24}
     prompts = code_prompts(target, sizes["prompts"] + 6)
     tuning, prompts = prompts[:6], prompts[6:]
     figures: dict[str, Any] = {"target": target.name, "draft": draft.name, **sizes}
     if quick:
-        sd, ssd = "4", "8x16"
+        sd, ssd = "5", "7x12"
     else:
         lengths = {str(length): draft_spec(target, draft, length) for length in SD_LENGTHS}
         sd, figures["tuning_sd"] = best_setting(target, lengths, tuning, sizes["max_tokens"])

@@ -158,7 +158,8 @@ def timed(tokens: list[list[int]], times: list[list[float]]) -> Answer:
 
 def _difference(before: Any, after: Any) -> Any:
     if isinstance(after, dict):
-        return {name: _difference(before.get(name), value) for name, value in after.items() if name != "plan"}
+        old = before if isinstance(before, dict) else {}
+        return {name: _difference(old.get(name), value) for name, value in after.items() if name != "plan"}
     if isinstance(after, list):
         old = before if isinstance(before, list) else []
         return [_difference(old[i] if i < len(old) else None, value) for i, value in enumerate(after)]

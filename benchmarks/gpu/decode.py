@@ -14,10 +14,12 @@ and 16: arms take turns, drafts have the length, and SSD the budget, that were f
 
 What has been seen to work: all of it with `--device cpu --tiny`, alone and under torchrun over gloo. What has not been
 run on a GPU yet: all of it. That is above all the capture of graphs and its interplay with a draft that captures in
-another thread, NCCL, and every figure.
+another thread, NCCL (a posted receive occupies the device until it is met), and every figure. `pytest
+tests/nn/test_graphed.py` on a machine with a GPU tries the graphs by themselves first.
 
-It needs this repository and torch (with CUDA, or a GPU build of another kind), numpy, scipy, pydantic, safetensors and
-tokenizers; what is missing is named. Nothing need be installed: the script finds the sources beside it.
+Attention takes the kernels that torch has for masks without cuDNN, which plans anew for every shape; `--cudnn` leaves
+the choice to torch. The script needs torch with CUDA, numpy, scipy, pydantic, safetensors and tokenizers; what is
+missing is named. This library need not be installed: its sources are found beside the script.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ import argparse
 import importlib.util
 import json
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -34,12 +35,12 @@ from typing import Any
 
 NEEDED = ("torch", "numpy", "scipy", "pydantic", "safetensors", "tokenizers")
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_SECONDS = 480.0
+DEADLINE_SECONDS = 400.0
 
 
 def arguments() -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(prog="benchmarks/gpu/decode.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="benchmarks/gpu/decode.py", description="Decoding on accelerators.")
     parser.add_argument("--quick", action="store_true", help="smaller models, fewer settings and repeats")
     parser.add_argument("--json", action="store_true", help="print the figures as one last line on standard output")
     parser.add_argument("--out", type=Path, help="write the figures here (else to gpu-decode.json in $OUT, if set)")
@@ -49,7 +50,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--target", type=Path, help="directory of a real target")
     parser.add_argument("--draft", type=Path, help="directory of its draft")
     parser.add_argument("--prompts", type=Path, help='texts for the real pair, one a line, or {"prompt": ...} a line')
-    parser.add_argument("--seconds", type=float, default=DEADLINE_SECONDS, help="leave out what would take longer")
+    parser.add_argument(
+        "--seconds", type=float, default=DEADLINE_SECONDS, help="begin nothing after so long (default 400)"
+    )
+    parser.add_argument("--cudnn", action="store_true", help="let torch choose cuDNN's attention too")
     given = parser.parse_args()
     if (given.target is None) != (given.draft is None):
         parser.error("--target and --draft belong together: give both or neither")
@@ -65,9 +69,10 @@ def chosen_device(wanted: str | None) -> Any:
     """Return the device of this process: under torchrun each rank has the accelerator of its local number."""
     import torch
 
-    if wanted is None and not torch.accelerator.is_available():
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if wanted is None and found is None:
         sys.exit("no accelerator is at hand; give --device cpu --tiny to see that everything runs")
-    kind = wanted or torch.accelerator.current_accelerator().type
+    kind = wanted or str(found).partition(":")[0]
     if kind == "cpu" or ":" in kind:
         return torch.device(kind)
     place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
@@ -82,9 +87,12 @@ def main() -> None:
         sys.exit(f"missing: {', '.join(absent)}; install with: python -m pip install {' '.join(absent)}")
     sys.path.insert(0, str(ROOT / "src"))
     began = time.monotonic()
-    from measuring import Run, settings_of
+    import torch
+    from races import settings_of
+    from running import Run
 
     device = chosen_device(given.device)
+    torch.backends.cuda.enable_cudnn_sdp(given.cudnn)
     run = Run(device, settings_of(given.tiny, given.quick, given.pair), began + given.seconds)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         figures = run.distributed()
@@ -93,7 +101,8 @@ def main() -> None:
     else:
         figures = run.alone(given.target, given.draft, given.prompts)
     figures["seconds"] = round(time.monotonic() - began, 1)
-    figures["load_before"] = statistics.fmean(os.getloadavg())
+    figures["cudnn_attention"] = given.cudnn
+    figures["load_averages"] = os.getloadavg()
     write(figures, given)
     if not figures.get("correct", True):
         sys.exit("a check failed: see the figures under checks and races")

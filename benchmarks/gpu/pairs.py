@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -89,19 +90,23 @@ def random_model(name: str, device: torch.device, dtype: torch.dtype, *, seed: i
     return model.eval()
 
 
-@torch.no_grad()
-def plant(model: LanguageModel, *, seed: int = 0) -> NDArray[np.int64]:
-    """Make a model follow every token t by s(t) and return s (V)."""
-    vocabulary, width = model.embedding.weight.shape
-    order = generator(seed, "benchmark.successor").permutation(vocabulary)
+def successor_of(vocabulary: int) -> NDArray[np.int64]:
+    """Return what a planted target puts behind every token: a random permutation that is one cycle."""
+    order = generator(0, "benchmark.successor").permutation(vocabulary)
     successor = np.empty(vocabulary, dtype=np.int64)
     successor[order] = np.roll(order, -1)
+    return successor
+
+
+@torch.no_grad()
+def plant(model: LanguageModel) -> NDArray[np.int64]:
+    """Make a model with an output matrix of its own follow every token by its successor, and return those (V)."""
+    weight = model.embedding.weight
+    successor = successor_of(len(weight))
+    weight.normal_(0.0, 1.0, generator=torch_generator(0, "benchmark.embedding", device=str(weight.device)))
     if model.unembedding is None:
-        raise ValueError("a planted model has an output matrix of its own; give a shape that is not tied")
-    draw = torch_generator(seed, "benchmark.embedding", device=str(model.embedding.weight.device))
-    model.embedding.weight.normal_(0.0, 1.0, generator=draw)
-    rows_V = torch.from_numpy(successor).to(model.embedding.weight.device)
-    model.unembedding.weight[rows_V] = model.embedding.weight / math.sqrt(width)
+        raise ValueError("the output matrix is the embedding, so nothing can be planted in it; give an untied shape")
+    model.unembedding.weight[torch.from_numpy(successor).to(weight.device)] = weight / math.sqrt(weight.shape[1])
     return successor
 
 
@@ -122,21 +127,33 @@ class Controlled:
     `successor` is the target's; `width` is how many guesses are ever asked for.
     """
 
-    exact, fallback_reason = False, None
+    exact = False
+    fallback_reason: str | None = None
 
-    def __init__(self, inner: ChainModel, successor: NDArray[np.int64], acceptance: float, *, width: int) -> None:
+    def __init__(
+        self, inner: GraphedPagedModel, successor: NDArray[np.int64], acceptance: float, *, width: int
+    ) -> None:
         self.config, self.page_size, self.num_pages = inner.config, inner.page_size, inner.num_pages
         self._inner, self._successor_V, self._width = inner, successor, width
         draw = generator(0, "benchmark.ranks")
         missed = np.minimum(1.0 / np.maximum(draw.random(_TABLE), 1e-9), width + 1).astype(np.int64)
         self._ranks = np.where(draw.random(_TABLE) < acceptance, 0, missed)
 
+    @torch.inference_mode()
     def logits(self, rows: Rows) -> Tensor:
         """Return the inner model's logits, its likeliest tokens replaced."""
         logits_MV = self._inner.logits(rows)
         picks_MF = torch.from_numpy(self._picks(*_wanted(rows))).to(logits_MV.device)
         heights_F = 1e4 - torch.arange(self._width, dtype=torch.float32, device=logits_MV.device)
         return logits_MV.scatter_(1, picks_MF, heights_F.expand_as(picks_MF))
+
+    def likeliest(self, rows: Rows, count: int, excluded_M: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Return guesses, best first and without the excluded ones, after the inner model's own search for them."""
+        self._inner.likeliest(rows, count, excluded_M)
+        picks_MF = self._picks(*_wanted(rows))
+        left_out_M1 = np.full((len(picks_MF), 1), -1) if excluded_M is None else excluded_M[:, None]
+        order_MF = np.argsort(picks_MF == left_out_M1, axis=1, kind="stable")
+        return np.take_along_axis(picks_MF, order_MF, axis=1)[:, :count]
 
     def greedy(self, rows: Rows) -> NDArray[np.int64]:
         """Return the first choices, after the inner model's pass."""
@@ -210,8 +227,9 @@ def open_source(transport: Transport, vocabulary: int, plan: Plan) -> RemoteSour
 
 def open_speculator(draft: ChainModel, sizes: Sizes, budget: int) -> Speculator:
     """Return the draft's side."""
+    # Deferred, drafts made on the spot are made for all requests together: one by one they would hold a batch up.
     options = SpeculatorOptions(
-        num_speculative_tokens=sizes.longest, budget=budget, max_requests=max(sizes.sequences, 2)
+        num_speculative_tokens=sizes.longest, budget=budget, max_requests=max(sizes.sequences, 2), defer=True
     )
     return Speculator(draft, PageManager(draft.num_pages, draft.page_size), options)
 
@@ -229,6 +247,8 @@ def ssd_plan(length: int, budget: int) -> Plan:
 def thread_beside(draft: Callable[[], ChainModel], sizes: Sizes, device: torch.device) -> ThreadTransport:
     """Return the way to a draft in a thread, on an accelerator in a stream of the lowest priority."""
     setting = stream_setting(device) if device.type != "cpu" else nullcontext
+    # A thread that has its tokens should not wait for the lock behind the other one's whole 5 ms, a pass's time.
+    sys.setswitchinterval(5e-5)
     thread = ThreadTransport(lambda: open_speculator(draft(), sizes, sizes.budget), setting=setting)
     thread.wait_until_ready()
     return thread

@@ -98,6 +98,8 @@ def test_measuring_takes_medians_of_real_passes_and_lets_no_pass_outlast_a_large
     assert curve(4, 32) == pytest.approx(3.32)
     # Always busy at two rows without a context: two rows behind one take no less, and are taken for it.
     assert curve(2) == pytest.approx(2.32)
+    once = measure(_Clocked(pair[0], clock), (1,), 1, contexts=(0,), clock=clock)
+    assert once(1) == pytest.approx(1.5)
     with pytest.raises(InputError):
         measure(model, (999,), 5, clock=clock)
 

@@ -30,6 +30,14 @@ KINDS = [
 ]
 
 
+@pytest.fixture(params=["as it is", "without kernels"], autouse=True)
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here holds with the native kernels, where they can be built, and with PyTorch alone."""
+    if request.param == "without kernels":
+        monkeypatch.setattr("forethought.decode.sampling.has_laws", lambda: False)
+        monkeypatch.setattr("forethought.nn.native.law.has_laws", lambda: False)
+
+
 def logits_of(size: int, num_rows: int, *, ties: bool = False) -> Tensor:
     values = 3.0 * generator(1, "test.logits", size).standard_normal((num_rows, size))
     return torch.from_numpy(np.round(values) if ties else values).float()

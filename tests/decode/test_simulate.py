@@ -31,7 +31,7 @@ from forethought.decode.simulate import (
     ssd_speedup,
     tokens_per_round,
 )
-from forethought.decode.simulate.behaviour import BEYOND
+from forethought.decode.simulate.behaviour import BEYOND, Fate
 from forethought.decode.simulate.measuring import measure_profile, read_prompts, record
 from forethought.nn import LanguageModel
 
@@ -143,6 +143,14 @@ def test_a_tree_that_is_late_is_used_as_deep_as_it_is():
     foreseen = [happened for happened in done.rounds if happened.verdicts[0][0] == "cache"][1:-1]
     assert {happened.verdicts[0][1] for happened in foreseen} == {4}
     assert {round(happened.stall, 9) for happened in foreseen} == {0.2}
+    # A draft made after a miss holds up the preparation as it holds up the target: no depth is won by it.
+    some = Behaviour(acceptance=(1.0,), rejected=_always(0.5), accepted=_always(0.5))
+    mixed = _steady(costs, some, Plan("ssd", 12, 16, "empirical", "draft", 3), tokens=500)
+    lengths = {
+        name: {h.verdicts[0][1] for h in mixed.rounds[:-2] if h.verdicts[0][0] == name} for name in mixed.sources
+    }
+    assert lengths["cache"] == {4}
+    assert lengths["draft"] == {3}
     # One that has not even forked has nothing to offer.
     slow = CostCurves(target=Curve.of({1: 1.0}), draft=Curve.of({1: 1.5}))
     none = _steady(slow, behaviour, Plan("ssd", 4, 16, "empirical", "none"), tokens=100)
@@ -204,6 +212,14 @@ def test_a_recording_is_replayed_token_by_token():
     # The prompt's own step writes position 0; drafts begin at 1.
     assert accepted(Plan("draft", 3)) == [(3, 1), (3, 1), (3, 3), (0, 0)]
     assert accepted(Plan("ngram", 2, jit_length=2)) == [(2, 1), (2, 1), (2, 1), (2, 1), (0, 0)]
+
+
+def test_a_rejected_token_is_not_among_the_guesses():
+    fate = Fate(Behaviour(recordings=(Recording(ranks=(0, 0, 3, 0, 0)),)), 0, 0, "independent")
+    assert fate.verdict("draft", 3, 0, 0) == (2, 2)
+    assert fate.verdict("draft", 2, 0, 0) == (2, 3)
+    assert fate.verdict("none", 0, 2, 0) == (0, 3)
+    assert fate.verdict("draft", 2, 3, 0) == (2, 0)
 
 
 @pytest.mark.parametrize("length", [1, 3, 6])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -81,8 +82,11 @@ def test_two_lengths_or_strange_ones_are_refused(small: House, lines: bytes):
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "gzip, gzip", "GZIP"])
 def test_compressed_bodies_are_refused(small: House, coding: str):
-    answer = small.http.post("/v1/completions", content=b"\x1f\x8b", headers={"content-encoding": coding})
+    body = b'{"model":"table","prompt":"the","max_tokens":1}'
+    headers = {"content-encoding": coding, "content-type": "application/json"}
+    answer = small.http.post("/v1/completions", content=body, headers=headers)
     assert answer.status_code == 415
+    assert answer.json()["error"]["param"] == "content-encoding"
 
 
 def test_large_headers_are_refused(small: House):
@@ -129,3 +133,20 @@ def _refused(connection: Any) -> bool:
         return connection.recv(64).startswith(b"HTTP/1.1 503 ")
     except TimeoutError:
         return False
+
+
+def test_depth_and_numbers_that_are_none_are_refused_wherever_anything_may_stand(small: House):
+    schema: Any = {"type": "integer"}
+    for _ in range(40):
+        schema = {"properties": {"a": schema}}
+    deep = json.dumps(_with_schema(schema))
+    nan = json.dumps(_with_schema({"type": "number", "minimum": float("nan")}))
+    for content in (deep, nan):
+        answer = small.http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "invalid_json", answer.text
+
+
+def _with_schema(schema: Any) -> Any:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    return {"model": "table", "prompt": "a", "max_tokens": 3, "response_format": form}

@@ -25,7 +25,7 @@ SERVE = "import json, sys; from forethought.app.serve import serve_verb; print(j
 
 
 @contextmanager
-def _process(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def serving(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """The real verb in a process of its own, once it listens."""
     command = [sys.executable, "-c", SERVE, *map(str, arguments), "--port", "0", "--json"]
     process = subprocess.Popen(
@@ -56,13 +56,13 @@ def _process(*arguments: object, **environment: str) -> Iterator[tuple[subproces
         process.communicate()
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_the_verb_serves_and_ends_within_its_grace(tiny_pair: tuple[Path, Path]):
     target, draft = tiny_pair
-    with _process(target, "--draft", draft, "--method", "draft", "--num-speculative-tokens", 2, "--grace", 2) as (
+    with serving(target, "--draft", draft, "--method", "draft", "--num-speculative-tokens", 2, "--grace", 2) as (
         process,
         client,
     ):
@@ -71,12 +71,12 @@ def test_the_verb_serves_and_ends_within_its_grace(tiny_pair: tuple[Path, Path])
         assert name == "target"
         warm = {"model": name, "prompt": "the cat", "max_tokens": 20}
         assert client.post("/v1/completions", json=warm).status_code == 200
-        before = _resident(process.pid)
+        before = resident(process.pid)
         headers = {"content-type": "application/json"}
         for content in [b'{"a":' * 100_000, b"[" * 900_000, b" " * (1 << 20), b'{"prompt":"' + b"x" * (1 << 20)]:
             for _ in range(10):
                 assert client.post("/v1/completions", content=content, headers=headers).status_code in (400, 413)
-        grown = _resident(process.pid) - before
+        grown = resident(process.pid) - before
         assert grown < 16 << 20, grown
         ended: list[tuple[float, Any]] = []
 
@@ -162,7 +162,7 @@ def test_what_outlasts_the_grace_ends_with_a_reason_streamed_or_not(new_house: C
     assert {choice["finish_reason"] for choice in whole[0].json()["choices"]} == {"abort"}
 
 
-def test_a_step_that_hangs_does_not_hold_the_process(new_house: Callable[..., House]):
+def test_a_step_that_hangs_does_not_hold_theserving(new_house: Callable[..., House]):
     house = new_house(limits={"grace": 0.5})
     released = threading.Event()
     house.bridge.model.step_hook = lambda: released.wait(20) and None

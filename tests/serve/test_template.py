@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,8 @@ def test_there_is_no_way_out_of_the_sandbox(source: str):
     "source",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set l = range(100) %}{% for a in l %}{% for b in l %}{% for c in l %}{% for d in l %}{% for e in l %}"
+        "{% endfor %}{% endfor %}{% endfor %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
         "{{ 'x' * 999999999 }}",
         "{{ 999999999 * 'x' }}",
@@ -114,8 +117,11 @@ def test_there_is_no_way_out_of_the_sandbox(source: str):
     ],
 )
 def test_a_bomb_does_not_go_off(source: str):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises((ApiError, ConfigError)):
         _render(source, limit=1 << 20)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    assert grown < 600 << 20
 
 
 @pytest.mark.parametrize(

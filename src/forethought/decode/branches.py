@@ -109,11 +109,18 @@ class Branches:
         chosen = slice(0, self.num_branches) if only is None else slice(only, only + 1)
         return np.ascontiguousarray(self._extra_BD[chosen, self.ready + 1 : self.ready + 1 + num_passes])
 
+    def laws(self, only: int | None = None) -> Tensor | None:
+        """Return the room (B, V) for the laws of the next pass, None where the draft is greedy."""
+        chosen = slice(0, self.num_branches) if only is None else slice(only, only + 1)
+        return None if self._laws_DBV is None else self._laws_DBV[self.ready, chosen]
+
     def push(self, column: Column, only: int | None = None) -> None:
         """Take what the pass that `share` described drafted, or it and the passes after it."""
         chosen = slice(0, self.num_branches) if only is None else slice(only, only + 1)
-        if column.laws_BV is not None and self._laws_DBV is not None:
-            self._laws_DBV[self.ready, chosen] = column.laws_BV
+        room_BV = self.laws(only)
+        # They may have been written there in the first place.
+        if column.laws_BV is not None and room_BV is not None and column.laws_BV.data_ptr() != room_BV.data_ptr():
+            room_BV.copy_(column.laws_BV)
         num_passes = column.tokens_BD.shape[1]
         self._tokens_DB[self.ready + 1 : self.ready + 1 + num_passes, chosen] = column.tokens_BD.T
         self.ready += num_passes

@@ -20,14 +20,15 @@ class Chance:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._blocks: dict[int, np.ndarray] = {}
+        self._blocks: dict[int, list[float]] = {}
 
     def draft(self, position: int) -> float:
         """Return the uniform number from [0, 1) with which a draft of the token at this position is drawn."""
         block, offset = divmod(position, _BLOCK)
-        if block not in self._blocks:
-            self._blocks[block] = generator(self._seed, "decode.draft", block).random(_BLOCK)
-        return float(self._blocks[block][offset])
+        numbers = self._blocks.get(block)
+        if numbers is None:
+            numbers = self._blocks[block] = generator(self._seed, "decode.draft", block).random(_BLOCK).tolist()
+        return numbers[offset]
 
     def verification(self, position: int) -> np.random.Generator:
         """Return the generator of the verification whose first undecided token stands at this position."""

@@ -20,22 +20,22 @@ from torch import Tensor
 
 from forethought.core.errors import ForethoughtError
 from forethought.decode.foresight import Foresight
-from forethought.decode.sampling import distribution
+from forethought.decode.sampling import distribution, law_filters, uses_kernels
 from forethought.decode.ssd import saguaro
 from forethought.decode.trunk import Share, Trunk, rows_of
 from forethought.decode.verify import draw
 from forethought.nn.native import top_k
+from forethought.nn.native.law import sample
 from forethought.nn.paged import greedy_chain
 from forethought.nn.rows import Int32, PagedModel, Rows
-
-LawAt: TypeAlias = Callable[[Tensor, Trunk, int], Tensor]
 
 
 @dataclass(slots=True)
 class Step:
     """One request's part of a drafting pass: its share, where the drafted tokens will stand, and at which depth.
 
-    `later_BD` are the slots for the drafted tokens of D more passes, where they may follow in one go.
+    `later_BD` are the slots for the drafted tokens of D more passes, where they may follow in one go; `laws_BV` has
+    room for the laws of sampled ones, if the caller has some.
     """
 
     trunk: Trunk
@@ -43,6 +43,7 @@ class Step:
     positions: Sequence[int]
     depth: int
     later_BD: Int32 | None = None
+    laws_BV: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -53,21 +54,31 @@ class Column:
     laws_BV: Tensor | None = None
 
 
-def saguaro_law(constant: float, num_speculative_tokens: int, foresight_of: Callable[[Trunk], Foresight]) -> LawAt:
-    """Return the law of a draft at a depth: the request's own, with Saguaro sampling where `constant` is below 1."""
+Sampler: TypeAlias = Callable[[Tensor, Step], Column]
 
-    def law(logits_BV: Tensor, trunk: Trunk, depth: int) -> Tensor:
+
+def sampler(constant: float, num_speculative_tokens: int, foresight_of: Callable[[Trunk], Foresight]) -> Sampler:
+    """Return what samples a step's tokens: by the request's own law, with Saguaro sampling if `constant` is below 1."""
+
+    def sampled(logits_BV: Tensor, step: Step) -> Column:
+        trunk = step.trunk
+        numbers = [trunk.chance.draft(position) for position in step.positions]
+        if constant == 1.0 and uses_kernels(logits_BV, trunk.params):
+            filters = law_filters(trunk.params)
+            tokens_B, law_BV = sample(logits_BV, trunk.params.temperature, numbers, filters, out_MV=step.laws_BV)
+            return Column(tokens_B[:, None], law_BV)
         law_BV = distribution(logits_BV, trunk.params)
         if constant < 1.0:
             fan_out = foresight_of(trunk).fan_out("cache", num_speculative_tokens)
-            law_BV = saguaro(law_BV, fan_out[depth], constant)
-        return law_BV.to(torch.float32)
+            law_BV = saguaro(law_BV, fan_out[step.depth], constant)
+        law_BV = law_BV.to(device="cpu", dtype=torch.float32)
+        return Column(np.array(draw(law_BV, numbers), dtype=np.int64)[:, None], law_BV)
 
-    return law
+    return sampled
 
 
 @torch.inference_mode()
-def draft_step(model: PagedModel, steps: Sequence[Step], law: LawAt) -> list[Column]:
+def draft_step(model: PagedModel, steps: Sequence[Step], sampled: Sampler) -> list[Column]:
     """Run a pass, or several where all requests are greedy and all steps have slots for them; one column a request.
 
     Raises:
@@ -85,9 +96,7 @@ def draft_step(model: PagedModel, steps: Sequence[Step], law: LawAt) -> list[Col
         if step.trunk.is_greedy:
             columns.append(Column(_checked(part_BV.argmax(dim=-1, keepdim=True).cpu().numpy())))
         else:
-            law_BV = law(part_BV, step.trunk, step.depth).cpu()
-            tokens = draw(law_BV, [step.trunk.chance.draft(position) for position in step.positions])
-            columns.append(Column(np.array(tokens, dtype=np.int64)[:, None], law_BV))
+            columns.append(sampled(part_BV, step))
     return columns
 
 

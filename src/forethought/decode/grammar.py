@@ -24,33 +24,34 @@ _JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,8}"}
 
 
 class GrammarConstraint:
-    """A request held to a grammar; `vocabulary_size` is the model's, whose last tokens may have no text."""
+    """A request held to a grammar; after one of `end_V`, the tokens (V) that end a text, only they may follow."""
 
-    def __init__(self, matcher: Any, vocabulary_size: int) -> None:
+    def __init__(self, matcher: Any, end_V: NDArray[np.bool_]) -> None:
         self._matcher = matcher
-        self._vocabulary_size = vocabulary_size
+        self._end_V = end_V
+        self._has_ended = False
 
     @property
     def is_complete(self) -> bool:
         """Whether the text so far is a whole text of the grammar."""
-        return bool(self._matcher.is_accepting())
+        return self._has_ended or bool(self._matcher.is_accepting())
 
     def masks(self, draft: Sequence[int]) -> list[NDArray[np.bool_]]:
         """Return which tokens (V) may follow after 0, 1, ... of the drafted tokens, up to one that is not allowed.
 
-        After the end-of-text token only it may follow.
-
         Raises:
             ForethoughtError: the grammar outgrew its limits.
         """
-        masks_V = [self._mask()]
-        num_consumed = 0
+        masks_V, has_ended, num_consumed = [self._mask(self._has_ended)], self._has_ended, 0
         for token in draft:
-            if not (0 <= token < self._vocabulary_size and masks_V[-1][token]):
+            if not (0 <= token < len(self._end_V) and masks_V[-1][token]):
                 break
-            self._consume(token)
-            num_consumed += 1
-            masks_V.append(self._mask())
+            # The matcher does not count the end among the tokens that it can take back.
+            has_ended = has_ended or bool(self._end_V[token])
+            if not has_ended:
+                self._consume(token)
+                num_consumed += 1
+            masks_V.append(self._mask(has_ended))
         if num_consumed and not self._matcher.rollback(num_consumed):
             raise self._failure("cannot return to where it was")
         return masks_V
@@ -62,10 +63,16 @@ class GrammarConstraint:
             ForethoughtError: a token is not allowed where it stands.
         """
         for token in tokens:
-            self._consume(token)
+            if not self._has_ended:
+                self._consume(token)
+            elif not self._end_V[token]:
+                raise ForethoughtError(f"the grammar does not allow token {token} after the end of the text")
+            self._has_ended = self._has_ended or bool(self._end_V[token])
 
-    def _mask(self) -> NDArray[np.bool_]:
-        allowed_V = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8) != 0
+    def _mask(self, has_ended: bool) -> NDArray[np.bool_]:
+        if has_ended:
+            return self._end_V
+        allowed_V = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)[: len(self._end_V)] != 0
         if self._matcher.is_error():
             raise self._failure("cannot go on")
         return allowed_V
@@ -82,25 +89,30 @@ class GrammarConstraint:
 class Grammars:
     """Makes constraints for the texts of one tokenizer; what was compiled is kept for the next request.
 
+    `vocabulary_size` is the model's, where it has more or fewer tokens than the tokenizer; masks are of that size.
+
     The grammar sees a text as bytes, so any split into tokens that spells an allowed text is allowed. A text may end
     (with one of `eos_token_ids`) where it is whole, and must where nothing can follow.
 
     Raises:
         MissingExtraError: llguidance is not installed.
-        InputError: the tokenizer is of a kind that it cannot read.
+        InputError: the tokenizer is of a kind that it cannot read, or no text of the model can end.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, *, vocabulary_size: int | None = None, eos_token_ids: Sequence[int] | None = None
     ) -> None:
         self._library = require("llguidance", extra="serve", purpose="structured output")
-        self._vocabulary_size = max(vocabulary_size or 0, tokenizer.vocab_size)
+        num_tokens = vocabulary_size or tokenizer.vocab_size
         ends = list(eos_token_ids) if eos_token_ids else [tokenizer.end_of_text]
+        self._end_V = np.isin(np.arange(num_tokens), ends)
+        if not self._end_V.any():
+            raise InputError(f"none of the tokens {ends} that end a text is among the model's {num_tokens}")
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._limits = self._library.LLParserLimits(verbose_errors=False)
         try:
             self._tokenizer = self._library.LLTokenizer(
-                tokenizer.serialised, n_vocab=self._vocabulary_size, eos_token=ends
+                tokenizer.serialised, n_vocab=max(num_tokens, tokenizer.vocab_size), eos_token=ends
             )
         except ValueError as error:
             raise InputError(f"structured output cannot read this tokenizer: {_first_line(str(error))}") from error
@@ -151,7 +163,7 @@ class Grammars:
             if len(self._kept) > _NUM_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
-        return GrammarConstraint(self._kept[key].deep_copy(), self._vocabulary_size)
+        return GrammarConstraint(self._kept[key].deep_copy(), self._end_V)
 
 
 def _as_json(schema: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from forethought.core.errors import InputError
 from forethought.decode.branches import fork
 from forethought.decode.draft_accounts import DraftAccounts
-from forethought.decode.drafting import Step, draft_step, guess, read, saguaro_law
+from forethought.decode.drafting import Step, draft_step, guess, read, sampler
 from forethought.decode.foresight import FanOut, Foresight
 from forethought.decode.lane import Drafted, Lane
 from forethought.decode.pages import PageManager
@@ -83,7 +83,7 @@ class Preparation:
         self._cache: OutcomeCache[tuple[int, int], int] = OutcomeCache(max(1, budget) * max_requests)
         # The verdicts on greedy drafts and on sampled ones have little in common.
         self._foresight = [Foresight("empirical", max(1, budget), num_speculative_tokens) for _ in range(2)]
-        self._law = saguaro_law(saguaro, num_speculative_tokens, self.foresight)
+        self._sampled = sampler(saguaro, num_speculative_tokens, self.foresight)
         self._counting = np.arange(self.max_positions + 1, dtype=np.int32)
 
     def foresight(self, trunk: Trunk) -> Foresight:
@@ -156,7 +156,7 @@ class Preparation:
         while active := [place for place, length in enumerate(lengths) if depth < length]:
             num_later = min(lengths[place] for place in active) - depth - 1
             steps = [self._next_step(lanes[place].trunk, depth, num_later) for place in active]
-            for place, step, column in zip(active, steps, draft_step(self._model, steps, self._law), strict=True):
+            for place, step, column in zip(active, steps, draft_step(self._model, steps, self._sampled), strict=True):
                 step.trunk.push(column.tokens_BD[0].tolist())
                 step.trunk.num_written = _end(step.trunk) - 1
                 num_passes = column.tokens_BD.shape[1]
@@ -174,7 +174,7 @@ class Preparation:
         """Draft one branch on to at most `length` tokens, for a verdict that came before its tree was complete."""
         branches, began = lane.branches, self.clock()
         while branches.ready < min(length, branches.depth):
-            (column,) = draft_step(self._model, [_tree_step(lane, 1, branch)], self._law)
+            (column,) = draft_step(self._model, [_tree_step(lane, 1, branch)], self._sampled)
             branches.push(column, branch)
             self._accounts.drafted += 1
         self._accounts.draft_seconds += self.clock() - began
@@ -268,7 +268,7 @@ class Preparation:
         """Draft one more token of every branch."""
         began, lanes = self.clock(), list(self._to_grow.values())
         stride = min(self._stride, *(lane.branches.depth - lane.branches.ready for lane in lanes))
-        columns = draft_step(self._model, [_tree_step(lane, stride) for lane in lanes], self._law)
+        columns = draft_step(self._model, [_tree_step(lane, stride) for lane in lanes], self._sampled)
         now = self.clock()
         for lane, column in zip(lanes, columns, strict=True):
             lane.branches.push(column)
@@ -304,4 +304,5 @@ def _end(trunk: Trunk) -> int:
 def _tree_step(lane: Lane, num_passes: int, only: int | None = None) -> Step:
     branches = lane.branches
     later_BD = branches.later(num_passes - 1, only)
-    return Step(lane.trunk, branches.share(only), branches.positions(only), branches.ready, later_BD)
+    laws_BV = branches.laws(only)
+    return Step(lane.trunk, branches.share(only), branches.positions(only), branches.ready, later_BD, laws_BV)

@@ -22,7 +22,7 @@ from torch import Tensor
 from forethought.core.config import config
 from forethought.core.errors import ConfigError, ForethoughtError
 from forethought.core.rng import derive_seed
-from forethought.nn.native.law import has_laws, softmax
+from forethought.nn.native.law import LawFilters, has_laws, softmax
 
 MAX_LOGPROBS = 20
 
@@ -113,7 +113,7 @@ def distribution(logits_V: Tensor, params: SamplingParams) -> Tensor:
     Raises:
         ForethoughtError: the logits hold NaN or +inf, or a row is -inf everywhere.
     """
-    if params.temperature > 0.0 and logits_V.device.type == "cpu" and logits_V.numel() > 0 and has_laws():
+    if uses_kernels(logits_V, params):
         return _by_kernels(logits_V, params)
     logits_V = logits_V.detach().to(torch.float64, copy=True)
     largest_V1 = logits_V.amax(dim=-1, keepdim=True)
@@ -131,6 +131,16 @@ def distribution(logits_V: Tensor, params: SamplingParams) -> Tensor:
     return law_V if params.top_p == 1.0 else _nucleus(law_V, params)
 
 
+def uses_kernels(logits_V: Tensor, params: SamplingParams) -> bool:
+    """Return whether the law of such logits comes from the native kernels."""
+    return params.temperature > 0.0 and logits_V.device.type == "cpu" and logits_V.numel() > 0 and has_laws()
+
+
+def law_filters(params: SamplingParams) -> LawFilters:
+    """Return the filters as the native kernels take them."""
+    return LawFilters(params.min_p, params.top_k, params.top_p)
+
+
 def point_mass(tokens: Tensor | Sequence[int], vocabulary_size: int) -> Tensor:
     """Return the laws (..., V) in float64 that put all mass on the given tokens (...)."""
     tokens = torch.as_tensor(tokens, dtype=torch.int64)
@@ -143,8 +153,7 @@ def _by_kernels(logits_V: Tensor, params: SamplingParams) -> Tensor:
     rows_MV = logits_V.detach().reshape(-1, logits_V.shape[-1])
     if rows_MV.dtype not in (torch.float32, torch.float64):
         rows_MV = rows_MV.to(torch.float64)
-    law_MV = softmax(rows_MV, params.temperature, min_p=params.min_p, top_k=params.top_k, top_p=params.top_p)
-    return law_MV.view(logits_V.shape)
+    return softmax(rows_MV, params.temperature, law_filters(params)).view(logits_V.shape)
 
 
 def _nucleus(law_V: Tensor, params: SamplingParams) -> Tensor:

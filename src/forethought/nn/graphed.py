@@ -214,7 +214,7 @@ class GraphedPagedModel:
             logits_WV, ids_W = outputs.logits_WV[: shape.num_wanted], outputs.ids_W[: shape.num_wanted]
             logits_WV.copy_(model.head(model.norm(x_CD.index_select(0, fields.wanted_W))))
             best_W1 = logits_WV.argmax(dim=1, keepdim=True)  # the first of equals, and one that is no number before all
-            ids_W.copy_(torch.where(logits_WV.gather(1, best_W1).isfinite(), best_W1, -1)[:, 0])
+            ids_W.copy_(best_W1.masked_fill_(~logits_WV.gather(1, best_W1).isfinite(), -1)[:, 0])
 
     def _keys(self, shape: Shape, fields: Fields[Tensor]) -> tuple[Tensor, Tensor]:
         """The slots of every group's keys, one behind the other, and what is added to the scores of each."""
@@ -224,7 +224,7 @@ class GraphedPagedModel:
         context_GL = (fields.pages_GP[:, :, None] * size + offset_L[:size]).flatten(1)
         # Beyond what any row of the group sees a page may hold what a dead sequence left there, NaN perhaps, and
         # NaN times a weight of zero is NaN.
-        context_GL = torch.where(offset_L < visible_GR.amax(dim=1, keepdim=True), context_GL, self._zero)
+        context_GL = context_GL.masked_fill_(offset_L >= visible_GR.amax(dim=1, keepdim=True), self._zero)
         seen_GRL = offset_L < visible_GR[..., None]
         seen_GRL = torch.cat([seen_GRL, fields.seen_CE.view(groups, per_group, -1).bool()], dim=2)
         bias_GRL = torch.zeros(seen_GRL.shape, dtype=self._dtype, device=self._device)

@@ -111,8 +111,8 @@ class Layout:
         fields.wanted_W.fill(0)
         fields.wanted_W[: len(rows.logits_M)] = cell_N[rows.logits_M]
         fields.pages_GP.fill(0)
-        pages_SP = np.maximum(rows.pages_SP[:, : self._num_pages], 0)
-        fields.pages_GP[: len(self._sequence_G), : self._num_pages] = pages_SP[self._sequence_G]
+        # Whatever stands in entries that no row needs: nothing is read by them.
+        fields.pages_GP[: len(self._sequence_G), : self._num_pages] = rows.pages_SP[self._sequence_G, : self._num_pages]
         fields.extras_GE.fill(self._sink + 1)
         fields.extras_GE[self._group_U, self._place_U] = self._slot_U
         row, column = np.nonzero(self._kept_NX[:, :num_extra])

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "draw.h"
 #include "forward.h"
-#include "law.h"
 #include "select.h"
 
 namespace {
@@ -73,15 +73,35 @@ struct Step {
     }
 };
 
-// The laws of all rows, in double precision where `law` is double and rounded otherwise.
+// The laws of all rows, in double precision or rounded, and a token drawn from each as it then is, if wanted.
 template <class T, class Law>
-Outcome laws_of(const T *logits, size_t rows, size_t stride, size_t size, const Filters &filters, Law *laws) {
-    std::vector<double> scratch(whole_groups(size)), held;
+Outcome laws_of(const T *logits, size_t rows, size_t stride, size_t size, const Filters &filters, Law *laws,
+                const double *uniforms, int64_t *tokens) {
+    Scratch scratch(size);
     for (size_t i = 0; i < rows; i++) {
-        if (!law_of(logits + i * stride, size, filters, scratch.data(), held)) return NOT_FINITE;
-        std::copy(scratch.begin(), scratch.begin() + size, laws + i * size);
+        Law *law = laws + i * size;
+        if (!law_of(logits + i * stride, size, filters, law, scratch)) return NOT_FINITE;
+        if (uniforms) tokens[i] = draw(law, size, uniforms[i], scratch.held);
     }
     return DONE;
+}
+
+// The same in single precision throughout, where that loses nothing but digits.
+Outcome drafts_of(const float *logits, size_t rows, size_t stride, size_t size, float temperature, float *laws,
+                  const double *uniforms, int64_t *tokens) {
+    std::vector<double> ends;
+    for (size_t i = 0; i < rows; i++) {
+        float *law = laws + i * size;
+        if (!single_law_of(logits + i * stride, size, temperature, law)) return NOT_FINITE;
+        tokens[i] = draw(law, size, uniforms[i], ends);
+    }
+    return DONE;
+}
+
+template <class T>
+void draw_all(const T *laws, size_t rows, size_t stride, size_t size, const double *uniforms, int64_t *tokens) {
+    std::vector<double> ends;
+    for (size_t i = 0; i < rows; i++) tokens[i] = draw(laws + i * stride, size, uniforms[i], ends);
 }
 
 }  // namespace
@@ -189,14 +209,25 @@ void forethought_top_k(const float *logits, int64_t rows, int64_t stride, int64_
 
 // Logits and laws are doubles where `wide` and `wide_laws` say so, floats otherwise; the laws lie row behind row.
 int forethought_law(const void *logits, int wide, int64_t rows, int64_t stride, int64_t vocab, double temperature,
-                    double least, double top_p, int64_t top_k, int wide_laws, void *laws) {
+                    double least, double top_p, int64_t top_k, int wide_laws, void *laws, const double *uniforms,
+                    int64_t *tokens) {
     const Filters filters{temperature, least, top_p, top_k};
-    const size_t m = size_t(rows), step = size_t(stride), size = size_t(vocab);
+    const auto run = [&](const auto *from, auto *to) {
+        return laws_of(from, size_t(rows), size_t(stride), size_t(vocab), filters, to, uniforms, tokens);
+    };
     try {
-        if (wide && wide_laws) return laws_of((const double *)logits, m, step, size, filters, (double *)laws);
-        if (wide) return laws_of((const double *)logits, m, step, size, filters, (float *)laws);
-        if (wide_laws) return laws_of((const float *)logits, m, step, size, filters, (double *)laws);
-        return laws_of((const float *)logits, m, step, size, filters, (float *)laws);
+        if (wide && wide_laws) return run((const double *)logits, (double *)laws);
+        if (wide) return run((const double *)logits, (float *)laws);
+        return wide_laws ? run((const float *)logits, (double *)laws) : run((const float *)logits, (float *)laws);
+    } catch (const std::bad_alloc &) {
+        return NO_MEMORY;
+    }
+}
+
+int forethought_sample(const float *logits, int64_t rows, int64_t stride, int64_t vocab, float temperature, float *laws,
+                       const double *uniforms, int64_t *tokens) {
+    try {
+        return drafts_of(logits, size_t(rows), size_t(stride), size_t(vocab), temperature, laws, uniforms, tokens);
     } catch (const std::bad_alloc &) {
         return NO_MEMORY;
     }

@@ -1,4 +1,4 @@
-// From a row of logits to the law that a token is drawn from, and the drawing.
+// From a row of logits to the law that a token is drawn from.
 //
 // All in double precision, each row by itself and every sum in an order that its length alone fixes: a row has the same
 // bits in any batch.
@@ -17,8 +17,8 @@ typedef int64_t Longs __attribute__((vector_size(VECTOR_BYTES)));
 typedef float Singles __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 constexpr int WIDE = VECTOR_BYTES / 8;   // doubles in a vector
+constexpr size_t GROUPED = 4 * WIDE;
 constexpr int CHUNK = 16;                // values whose largest stands for them in a search
-constexpr int STRETCH = 64;              // tokens between two stored cumulative sums
 constexpr size_t BUCKETS = 514;          // classes of falling values, 64 octaves and one for nothing
 constexpr double NOTHING = -std::numeric_limits<double>::infinity();
 
@@ -47,6 +47,11 @@ static INLINE Doubles take(const float *from) {
 
 static INLINE void put(double *to, Doubles v) { memcpy(to, &v, sizeof v); }
 
+static INLINE void put(float *to, Doubles v) {
+    const Singles rounded = __builtin_convertvector(v, Singles);
+    memcpy(to, &rounded, sizeof rounded);
+}
+
 // e^x for x <= 0 to less than one unit in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, Taylor's series of e^r to
 // the thirteenth power (the next is below 5e-18), and n put into the exponent. 0 below -708, where doubles lose digits,
 // and for what is no number.
@@ -58,24 +63,17 @@ static INLINE Doubles exponential(Doubles x) {
     // ln 2 in two parts: the first has so few digits that its product with n is exact.
     Doubles r = clamped - whole * 6.93147180369123816490e-01;
     r = r - whole * 1.90821492927058770002e-10;
-    Doubles sum = r * (1.0 / 6227020800) + (1.0 / 479001600);
-    sum = sum * r + (1.0 / 39916800);
-    sum = sum * r + (1.0 / 3628800);
-    sum = sum * r + (1.0 / 362880);
-    sum = sum * r + (1.0 / 40320);
-    sum = sum * r + (1.0 / 5040);
-    sum = sum * r + (1.0 / 720);
-    sum = sum * r + (1.0 / 120);
-    sum = sum * r + (1.0 / 24);
-    sum = sum * r + (1.0 / 6);
-    sum = sum * r + 0.5;
-    sum = (sum * r) * r + r + 1.0;
+    // Even and odd powers apart, in pairs: short chains of operations that wait for one another.
+    const Doubles square = r * r, fourth = square * square;
+    Doubles even = square * (1.0 / 479001600) + (1.0 / 3628800), odd = square * (1.0 / 6227020800) + (1.0 / 39916800);
+    even = even * fourth + (square * (1.0 / 40320) + (1.0 / 720));
+    odd = odd * fourth + (square * (1.0 / 362880) + (1.0 / 5040));
+    even = even * fourth + (square * (1.0 / 24) + 0.5);
+    odd = odd * fourth + (square * (1.0 / 120) + (1.0 / 6));
+    const Doubles sum = (odd * r + even) * square + r + 1.0;
     const Longs power = ((Longs)shifted - (Longs)shift + 1023) << 52;
     return x >= lowest ? sum * (Doubles)power : both(0.0);
 }
-
-// How long a row is that is filled up to whole groups of four vectors.
-static INLINE size_t whole_groups(size_t size) { return rounded(size, 4 * WIDE); }
 
 static INLINE double sum_of(Doubles lane) {
     double sum = lane[0];
@@ -83,64 +81,93 @@ static INLINE double sum_of(Doubles lane) {
     return sum;
 }
 
-// Copy a row as doubles, minus infinity behind it; return the largest, or NaN where some logit is none.
-template <class T> static APART double widen(const T *logits, size_t size, double *out) {
-    Doubles top = both(NOTHING);
-    Longs strange = {};
+// How long a row is that is filled up to whole groups of four vectors.
+static INLINE size_t whole_groups(size_t size) { return rounded(size, GROUPED); }
+
+static INLINE Vector take_own(const float *from) { return load(from); }
+static INLINE Doubles take_own(const double *from) { return take(from); }
+
+// The largest logit, or NaN where some logit is none.
+template <class T> static APART double largest(const T *logits, size_t size) {
+    auto top = take_own(logits), odd = top;
+    constexpr size_t lanes = sizeof top / sizeof(T);
+    for (size_t lane = 0; lane < lanes; lane++) top[lane] = T(NOTHING), odd[lane] = 0;
     size_t i = 0;
-    for (; i + WIDE <= size; i += WIDE) {
-        const Doubles each = take(logits + i);
-        strange |= each != each;
+    for (; i + lanes <= size; i += lanes) {
+        const auto each = take_own(logits + i);
+        odd = each == each ? odd : each;
         top = each > top ? each : top;
-        put(out + i, each);
     }
-    double best = NOTHING;
+    T best = T(NOTHING);
     bool number = true;
-    for (int lane = 0; lane < WIDE; lane++) {
-        number = number && !strange[lane];
+    for (size_t lane = 0; lane < lanes; lane++) {
+        number = number && odd[lane] == odd[lane];
         best = std::max(best, top[lane]);
     }
     for (; i < size; i++) {
-        out[i] = double(logits[i]);
-        number = number && out[i] == out[i];
-        best = out[i] > best ? out[i] : best;
+        number = number && logits[i] == logits[i];
+        best = logits[i] > best ? logits[i] : best;
     }
-    for (; i < whole_groups(size); i++) out[i] = NOTHING;
-    return number ? best : std::numeric_limits<double>::quiet_NaN();
+    return number ? double(best) : std::numeric_limits<double>::quiet_NaN();
 }
 
-// The differences from the largest over the temperature, those below `least` left out.
-static APART void scale(double *row, size_t size, double best, const Filters &filters) {
-    const Doubles nothing = both(NOTHING), least = both(filters.least);
-    for (size_t i = 0; i < whole_groups(size); i += WIDE) {
-        const Doubles each = (take(row + i) - best) / filters.temperature;
-        put(row + i, each < least ? nothing : each);
+// The difference from the largest over the temperature; minus infinity where it is below `least`.
+struct Scaling {
+    Doubles best, temperature, least, nothing;
+    Scaling(double best, const Filters &filters)
+        : best(both(best)), temperature(both(filters.temperature)), least(both(filters.least)), nothing(both(NOTHING)) {}
+    INLINE Doubles operator()(Doubles logits) const {
+        const Doubles each = (logits - best) / temperature;
+        return each < least ? nothing : each;
+    }
+};
+
+// Four vectors of a row from `i` on, minus infinity behind its end.
+template <class T> static INLINE const T *group(const T *row, size_t size, size_t i, T *spare) {
+    if (i + GROUPED <= size) return row + i;
+    for (size_t j = 0; j < GROUPED; j++) spare[j] = i + j < size ? row[i + j] : T(NOTHING);
+    return spare;
+}
+
+// Scaled logits into `out`, which has room for whole groups.
+template <class T>
+static APART void scale(const T *logits, size_t size, double best, const Filters &filters, double *out) {
+    const Scaling scaled(best, filters);
+    T spare[GROUPED];
+    for (size_t i = 0; i < size; i += GROUPED) {
+        const T *from = group(logits, size, i, spare);
+        for (int part = 0; part < 4; part++) put(out + i + part * WIDE, scaled(take(from + part * WIDE)));
     }
 }
 
-// The exponentials in place, and their sum.
-static APART double exponentials(double *row, size_t size) {
+// The exponentials of scaled logits into `out`, which has room for whole groups, and their sum.
+template <class T>
+static APART double exponentials(const T *logits, size_t size, double best, const Filters &filters, double *out) {
+    const Scaling scaled(best, filters);
+    T spare[GROUPED];
     Doubles sum[4] = {};
-    for (size_t i = 0; i < whole_groups(size); i += 4 * WIDE)
+    for (size_t i = 0; i < size; i += GROUPED) {
+        const T *from = group(logits, size, i, spare);
 #pragma GCC unroll 4
         for (int part = 0; part < 4; part++) {
-            const Doubles each = exponential(take(row + i + part * WIDE));
-            put(row + i + part * WIDE, each);
+            const Doubles each = exponential(scaled(take(from + part * WIDE)));
+            put(out + i + part * WIDE, each);
             sum[part] += each;
         }
+    }
     return sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 static APART double sum_of(const double *row, size_t size) {
     Doubles sum[4] = {};
-    for (size_t i = 0; i < whole_groups(size); i += 4 * WIDE)
+    for (size_t i = 0; i < size; i += GROUPED)
 #pragma GCC unroll 4
         for (int part = 0; part < 4; part++) sum[part] += take(row + i + part * WIDE);
     return sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-// Leave at the front of `held`, in no order, the `count` largest values of a row.
-static void leaders(const double *row, size_t size, size_t count, std::vector<double> &held) {
+// The least of the `count` largest values of a row.
+static double edge_of(const double *row, size_t size, size_t count, std::vector<double> &held) {
     held.clear();
     const size_t chunks = (size + CHUNK - 1) / CHUNK;
     if (count >= chunks) {
@@ -157,8 +184,8 @@ static void leaders(const double *row, size_t size, size_t count, std::vector<do
             for (size_t i = c * CHUNK; top[c] >= bound && i < std::min(size, (c + 1) * CHUNK); i++)
                 if (row[i] >= bound) held.push_back(row[i]);
     }
-    if (count < held.size())
-        std::nth_element(held.begin(), held.begin() + count - 1, held.end(), std::greater<double>());
+    std::nth_element(held.begin(), held.begin() + count - 1, held.end(), std::greater<double>());
+    return held[count - 1];
 }
 
 // Put `filling` for all but the `count` largest values, `edge` the least of them; its equals stay by ascending id.
@@ -209,67 +236,70 @@ static double nucleus(double *law, size_t size, double top_p, double largest, st
     return mass;
 }
 
-static APART void divide(double *row, size_t size, double by) {
-    for (size_t i = 0; i < whole_groups(size); i += WIDE) put(row + i, take(row + i) / by);
+// A row times a number, rounded to the type of `out`, which may be the row.
+template <class Law> static APART void multiply(const double *row, size_t size, double by, Law *out) {
+    size_t i = 0;
+    for (; i + WIDE <= size; i += WIDE) put(out + i, take(row + i) * by);
+    for (; i < size; i++) out[i] = Law(row[i] * by);
 }
 
-// The law of a row into `law`, which has room for whole groups; false where the largest logit is not finite.
-template <class T>
-static bool law_of(const T *logits, size_t size, const Filters &filters, double *law, std::vector<double> &held) {
-    const double best = widen(logits, size, law);
+template <class Law> static APART void divide(const double *row, size_t size, double by, Law *out) {
+    size_t i = 0;
+    for (; i + WIDE <= size; i += WIDE) put(out + i, take(row + i) / by);
+    for (; i < size; i++) out[i] = Law(row[i] / by);
+}
+
+struct Scratch {
+    std::vector<double> row, held;
+    explicit Scratch(size_t size) : row(whole_groups(size)) {}
+};
+
+// The law of a row, computed in double precision and rounded to the type of `law`; false where the largest logit is not
+// finite.
+template <class T, class Law>
+static bool law_of(const T *logits, size_t size, const Filters &filters, Law *law, Scratch &scratch) {
+    const double best = largest(logits, size);
     if (!std::isfinite(best)) return false;
-    scale(law, size, best, filters);
+    double *row = scratch.row.data(), sum;
     if (0 < filters.top_k && size_t(filters.top_k) < size) {
         const size_t count = size_t(filters.top_k);
-        leaders(law, size, count, held);
-        const double edge = held[count - 1];
-        if (edge > NOTHING) keep_leading(law, size, edge, count, NOTHING);
+        scale(logits, size, best, filters, row);
+        const double edge = edge_of(row, size, count, scratch.held);
+        if (edge > NOTHING) keep_leading(row, size, edge, count, NOTHING);
+        sum = exponentials(row, size, 0.0, Filters{1.0, NOTHING, 1.0, 0}, row);
+    } else {
+        sum = exponentials(logits, size, best, filters, row);
     }
-    const double sum = exponentials(law, size);
-    divide(law, size, sum);
-    if (filters.top_p < 1.0) divide(law, size, nucleus(law, size, filters.top_p, 1.0 / sum, held));
+    if (filters.top_p < 1.0) {
+        multiply(row, size, 1.0 / sum, row);
+        divide(row, size, nucleus(row, size, filters.top_p, 1.0 / sum, scratch.held), law);
+    } else {
+        multiply(row, size, 1.0 / sum, law);
+    }
     return true;
 }
 
-// Where the cumulative sums of R laws first exceed a part of their totals, -1 where there is no mass. A row's sums run
-// from its first token to its last; the rows go side by side because each addition waits for the one before it.
-template <class T, int R>
-static APART void draw(const T *laws, size_t stride, size_t size, const double *uniforms, int64_t *tokens, double *marks) {
-    const size_t stretches = (size + STRETCH - 1) / STRETCH;
-    double sum[R] = {};
-    for (size_t s = 0; s < stretches; s++) {
-        for (int r = 0; r < R; r++) marks[r * (stretches + 1) + s] = sum[r];
-        for (size_t i = s * STRETCH; i < std::min(size, (s + 1) * STRETCH); i++)
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) sum[r] += double(laws[r * stride + i]);
-    }
-    for (int r = 0; r < R; r++) {
-        double *mark = marks + r * (stretches + 1);
-        const T *law = laws + r * stride;
-        mark[stretches] = sum[r];
-        const double goal = uniforms[r] * sum[r];
-        tokens[r] = -1;
-        const size_t s = size_t(std::upper_bound(mark + 1, mark + stretches + 1, goal) - (mark + 1));
-        size_t i = s * STRETCH;
-        if (s < stretches) {
-            double reached = mark[s] + double(law[i]);
-            while (!(reached > goal)) reached += double(law[++i]);
-            tokens[r] = int64_t(i);
-        } else if (sum[r] > 0.0) {
-            // The product was rounded up to the total.
-            for (i = size; !(law[i - 1] > 0); i--) {
-            }
-            tokens[r] = int64_t(i) - 1;
-        }
-    }
-}
-
-template <class T>
-static void draw_all(const T *laws, size_t rows, size_t stride, size_t size, const double *uniforms, int64_t *tokens) {
-    std::vector<double> marks(8 * ((size + STRETCH - 1) / STRETCH + 1));
-    size_t m = 0;
-    for (; m + 8 <= rows; m += 8) draw<T, 8>(laws + m * stride, stride, size, uniforms + m, tokens + m, marks.data());
-    if (rows - m >= 4) draw<T, 4>(laws + m * stride, stride, size, uniforms + m, tokens + m, marks.data()), m += 4;
-    if (rows - m >= 2) draw<T, 2>(laws + m * stride, stride, size, uniforms + m, tokens + m, marks.data()), m += 2;
-    if (rows - m >= 1) draw<T, 1>(laws + m * stride, stride, size, uniforms + m, tokens + m, marks.data());
+// A law without filters in single precision, but for the sum: enough for a draft, whose law may be any that was really
+// drawn from. The exponentials lie where the law will.
+static bool single_law_of(const float *logits, size_t size, float temperature, float *law) {
+    const double best = largest(logits, size);
+    if (!std::isfinite(best)) return false;
+    const Vector top = spread(float(best)), by = spread(1.0f / temperature);
+    size_t i = 0;
+    for (; i + LANES <= size; i += LANES) store(law + i, exponential((load(logits + i) - top) * by));
+    Vector end = spread(float(NOTHING));
+    memcpy(&end, logits + i, (size - i) * sizeof *logits);
+    end = exponential((end - top) * by);
+    memcpy(law + i, &end, (size - i) * sizeof *law);
+    // A pass of its own: both loops are shorter than what the processor looks ahead.
+    Doubles sum[4] = {};
+    for (i = 0; i + GROUPED <= size; i += GROUPED)
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; part++) sum[part] += take(law + i + part * WIDE);
+    double mass = sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; i < size; i++) mass += double(law[i]);
+    const Vector share = spread(float(1.0 / mass));
+    for (i = 0; i + LANES <= size; i += LANES) store(law + i, load(law + i) * share);
+    for (; i < size; i++) law[i] *= share[0];
+    return true;
 }

@@ -13,7 +13,8 @@ from forethought.nn.native.build import NativeError, library_path
 from forethought.nn.rows import Int32, Rows
 
 DONE, BAD_ROWS, MORE_ANGLES, NO_MEMORY, NOT_FINITE = range(5)
-_POINTER, _INT, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
 
 
 class Shape(ctypes.Structure):
@@ -47,8 +48,9 @@ _SIGNATURES = {
     "forethought_chain": (_INT, (_POINTER, _POINTER, _POINTER, _LONG, _POINTER)),
     "forethought_law": (
         _INT,
-        (_POINTER, _INT, _LONG, _LONG, _LONG, _DOUBLE, _DOUBLE, _DOUBLE, _LONG, _INT, _POINTER),
+        (_POINTER, _INT, _LONG, _LONG, _LONG, _DOUBLE, _DOUBLE, _DOUBLE, _LONG, _INT, _POINTER, _POINTER, _POINTER),
     ),
+    "forethought_sample": (_INT, (_POINTER, _LONG, _LONG, _LONG, _FLOAT, _POINTER, _POINTER, _POINTER)),
     "forethought_draw": (_INT, (_POINTER, _INT, _LONG, _LONG, _LONG, _POINTER, _POINTER)),
     "forethought_top_k": (None, (_POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _POINTER)),
 }

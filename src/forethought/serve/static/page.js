@@ -42,7 +42,11 @@ function take(chunk, turn, figures) {
     const token = add(turn, "span", "token " + name, piece);
     token.title = place < accepted ? name + ", accepted" : "the model's own";
     if (place === Math.min(accepted, pieces.length - 1)) {
-      rejected.forEach(({ text }) => (add(turn, "s", "token rejected", text).title = "drafted (" + drafted + "), rejected"));
+      for (const { text } of rejected) {
+        // What was not kept breaks no lines of the text that was.
+        const struck = add(turn, "s", "token rejected", text.replaceAll("\n", "⏎"));
+        struck.title = drafted + ", rejected";
+      }
     }
   });
   if (figures.first === null && pieces.length) figures.first = performance.now();
