@@ -22,7 +22,10 @@ def test_references_are_up_to_date():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("room", ["", ".stats", ".nn", ".data", ".lookahead", ".train", ".decode", ".serve", ".pretrain"])
+ROOMS = ("", ".stats", ".nn", ".data", ".lookahead", ".train", ".decode", ".serve", ".pretrain")
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_public_faces_are_sorted_and_real(room: str):
     module = importlib.import_module(f"forethought{room}")
     assert len(set(module.__all__)) == len(module.__all__)
