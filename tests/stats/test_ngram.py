@@ -45,7 +45,7 @@ class SlowKneserNey:
             return 0.5, 1.0, 1.5
         y = n[1] / (n[1] + 2 * n[2])
         d = 1 - 2 * y * n[2] / n[1], 2 - 3 * y * n[3] / n[2], 3 - 4 * y * n[4] / n[3]
-        return d if 0 < d[0] <= 1 and 0 <= d[1] <= 2 and 0 <= d[2] <= 3 else (0.5, 1.0, 1.5)
+        return d if 0 < d[0] <= 1 and 0 < d[1] <= 2 and 0 < d[2] <= 3 else (0.5, 1.0, 1.5)
 
     def probability(self, context: tuple[int, ...], token: int) -> float:
         """By recursion over ever shorter contexts; `context` starts with BOS where it opens its document."""
@@ -104,6 +104,12 @@ def test_every_law_sums_to_one(seed: int, order: int, data: st.DataObject) -> No
     slow = SlowKneserNey(documents, vocab_size, order)
     given_ = (BOS, *context) if opens else tuple(context)
     np.testing.assert_allclose(law, [slow.probability(given_, w) for w in range(vocab_size)], rtol=1e-10)
+
+
+def test_a_discount_estimated_as_nothing_leaves_no_word_without_a_share() -> None:
+    _, tokens, starts = corpus(410, 7, 2)
+    model = KneserNey(vocab_size=2, order=3).fit(tokens, starts)
+    assert model.distribution([0]).min() > 0
 
 
 def test_contexts_do_not_cross_documents() -> None:

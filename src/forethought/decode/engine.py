@@ -31,7 +31,8 @@ from forethought.decode.verify import Verdict
 class Round:
     """What one step did, for whoever plans the next ones: all times in seconds of the engine's clock.
 
-    `verdicts` has (source, tokens drafted, tokens accepted) for every judged request.
+    `verdicts` has (source, tokens drafted, tokens accepted) for every judged request, `context` is the mean length of
+    their texts.
     """
 
     num_rows: int
@@ -41,6 +42,7 @@ class Round:
     total: float
     emitted: int
     verdicts: list[tuple[str, int, int]]
+    context: float | None = None
 
 
 class Steering(Protocol):
@@ -169,6 +171,7 @@ class Engine:
                         for w, v in zip(works, verdicts, strict=True)
                         if v.bonus is not None
                     ],
+                    context=sum(len(w.request.tokens) for w in works) / max(len(works), 1),
                 )
             )
         return updates

@@ -116,11 +116,11 @@ class Planner:
         self._by_ranks = self._by_curve = self._promised = self._best
         self.plan = self._best.plan
 
-    def observe(self, happened: Round, *, context: float | None = None) -> None:
+    def observe(self, happened: Round) -> None:
         """Learn of a round, its drafts made under the present plan or the one before, and plan the coming ones."""
         if not happened.verdicts:
             return
-        self._context = self._context if context is None else context
+        self._context = self._context if happened.context is None else happened.context
         self._batch = float(max(happened.num_decoding, 1))
         self._learn(happened)
         self._since_change += 1

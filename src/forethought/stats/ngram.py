@@ -186,7 +186,8 @@ def _discounts(counts: Ids) -> tuple[float, float, float]:
         return _FALLBACK_DISCOUNTS
     y = n1 / (n1 + 2.0 * n2)
     d1, d2, d3 = 1.0 - 2.0 * y * n2 / n1, 2.0 - 3.0 * y * n3 / n2, 3.0 - 4.0 * y * n4 / n3
-    if not (0 < d1 <= 1 and 0 <= d2 <= 2 and 0 <= d3 <= 3):
+    # A discount of 0 would leave words that never followed without any share.
+    if not (0 < d1 <= 1 and 0 < d2 <= 2 and 0 < d3 <= 3):
         return _FALLBACK_DISCOUNTS
     return d1, d2, d3
 
