@@ -334,3 +334,11 @@ def smallest_margin(model: LanguageModel, prompt: list[int], tokens: list[int]) 
         logits = model(torch.tensor([prompt + tokens]))[0, len(prompt) - 1 :]
     top = logits.topk(2).values
     return f"smallest gap between the two largest logits: {float((top[:, 0] - top[:, 1]).min()):.2e}"
+
+
+@pytest.mark.parametrize(
+    "asked", [{"n": 2}, {"min_tokens": 3}, {"logprobs": 1}, {"repetition_penalty": 1.2}, {"logit_bias": {1: 2.0}}]
+)
+def test_what_only_the_engine_does_is_refused_by_name(pair: Pair, asked: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(asked))):
+        run(pair, [1, 2], SamplingParams(**asked), "none")  # pyright: ignore[reportArgumentType]

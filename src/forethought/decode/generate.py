@@ -26,6 +26,15 @@ from forethought.nn import LanguageModel
 
 Method = Literal["none", "draft", "ngram", "ssd"]
 METHODS: tuple[Method, ...] = ("none", "draft", "ngram", "ssd")
+_ENGINE_ONLY = (
+    "n",
+    "min_tokens",
+    "logprobs",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+)
 
 
 @dataclass(frozen=True)
@@ -118,10 +127,11 @@ def generate(
 
     Raises:
         ConfigError: the method is unknown, its draft model is missing or has another vocabulary, stop strings have no
-            `decode`, or num_speculative_tokens is not positive.
+            `decode`, num_speculative_tokens is not positive, or `params` asks for what only the engine (LLM) does.
         InputError: the prompt is empty, holds an unknown token, or fills the model's context.
     """
     params = params or SamplingParams()
+    _check_honoured(params)
     _check_method(model, method, draft, num_speculative_tokens)
     limit = _check_prompt(model, prompt_tokens, params)
     length, vocabulary_size = len(prompt_tokens) + limit, model.config.vocab_size
@@ -135,6 +145,13 @@ def generate(
     if draft is not None and method in ("draft", "ssd"):
         state.draft = CachedModel(draft, length, scratch=scratch)
     return GenerationStream(CachedModel(model, length), state, propose, emission, num_speculative_tokens)
+
+
+def _check_honoured(params: SamplingParams) -> None:
+    default = SamplingParams()
+    given = [name for name in _ENGINE_ONLY if getattr(params, name) != getattr(default, name)]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: the engine does this and generate does not; use decode.LLM")
 
 
 def _check_method(model: LanguageModel, method: Method, draft: LanguageModel | None, k: int) -> None:
