@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from forethought.serve import Bridge
+from forethought.serve.errors import ApiError
 from forethought.serve.metrics import ServerMetrics
+from forethought.serve.worker import State
 from tests.serve.house import House, events
 
 
@@ -97,3 +103,43 @@ def test_the_real_engine_tells_everything_there_is_to_watch(real_house: House):
         "engine_drafts_by_source", "engine_scheduler_num_waiting", "engine_scheduler_num_pages_free", "requests",
     ):  # fmt: skip
         assert f"forethought_{name}" in names, sorted(names)
+
+
+_LONG = {"model": "table", "prompt": "a", "max_tokens": 3, "ignore_eos": True}
+
+
+def test_metrics_are_answered_during_a_long_step_and_survive_their_own_failure(new_house: Callable[..., House]):
+    house = new_house()
+    house.complete(max_tokens=10, ignore_eos=True)
+    tokens = house.metric("forethought_engine_generated_tokens_total")
+    assert tokens == 10
+    released = threading.Event()
+    house.bridge.model.step_hook = lambda: released.wait(10) and None
+    with house.connect() as connection:
+        connection.sendall(house.post("/v1/completions", _LONG))
+        house.until(lambda: house.bridge.num_open == 1)
+        assert house.metric("forethought_engine_generated_tokens_total") == tokens
+        released.set()
+        house.until(house.is_idle)
+    tokens = house.metric("forethought_engine_generated_tokens_total")
+    assert tokens == 13
+
+    def broken() -> None:
+        raise RuntimeError("planted")
+
+    house.bridge.model.metrics = broken
+    assert house.metric("forethought_engine_generated_tokens_total") == tokens
+    assert house.bridge.num_restarts == 0
+
+
+def test_a_bridge_that_is_not_open_takes_nothing():
+    def never() -> Any:
+        raise AssertionError
+
+    bridge = Bridge(never)
+    assert bridge.state is State.STARTING
+    assert bridge.num_restarts == 0
+    with pytest.raises(ApiError) as refused:
+        _ = bridge.model
+    assert refused.value.status == 503
+    assert asyncio.run(bridge.metrics()) == {}

@@ -162,7 +162,7 @@ def test_what_outlasts_the_grace_ends_with_a_reason_streamed_or_not(new_house: C
     assert {choice["finish_reason"] for choice in whole[0].json()["choices"]} == {"abort"}
 
 
-def test_a_step_that_hangs_does_not_hold_theserving(new_house: Callable[..., House]):
+def test_a_step_that_hangs_does_not_hold_the_process(new_house: Callable[..., House]):
     house = new_house(limits={"grace": 0.5})
     released = threading.Event()
     house.bridge.model.step_hook = lambda: released.wait(20) and None
@@ -214,3 +214,17 @@ def test_an_address_that_is_taken_is_named(tiny_pair: tuple[Path, Path]):
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1:{port}"):
             serve_verb([str(tiny_pair[0]), "--num-threads", "1", "--port", str(port)])
+
+
+def test_flags_become_the_config(tmp_path: Path, tiny_pair: tuple[Path, Path]):
+    from forethought.app.serve import ServeArguments, server_config
+
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages }}")
+    given = ServeArguments(tiny_pair[0], host="::1", port=1, name="me", chat_template=template, grace=3.0, seed=5,
+                           max_open_requests=7, max_request_cost=9)  # fmt: skip
+    config = server_config(given)
+    assert (config.host, config.port, config.name, config.seed) == ("::1", 1, "me", 5)
+    assert config.chat_template == "{{ messages }}"
+    assert (config.limits.grace, config.limits.open_requests, config.limits.cost) == (3.0, 7, 9)
+    assert config.is_loopback

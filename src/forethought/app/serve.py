@@ -80,7 +80,7 @@ def serve_verb(arguments: list[str]) -> dict[str, Any]:
     from forethought.serve import Bridge, create_application, make_server, read_key
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    config, key = _config(given), read_key(given.key_file)
+    config, key = server_config(given), read_key(given.key_file)
     if key is None and not config.is_loopback:
         say(f"warning: without a key, whoever reaches {given.host} can use this server", as_json=True)
     bridge = Bridge(lambda: _open(given), step_seconds=config.limits.step)
@@ -93,7 +93,12 @@ def serve_verb(arguments: list[str]) -> dict[str, Any]:
     return {"kind": "serve", "requests": service.metrics.totals(), "restarts": bridge.num_restarts}
 
 
-def _config(given: ServeArguments) -> ServerConfig:
+def server_config(given: ServeArguments) -> ServerConfig:
+    """Return what the flags say of the server; the others are about the engine.
+
+    Raises:
+        ConfigError: one is out of range, or the template's file cannot be read.
+    """
     from forethought.serve import Limits, ServerConfig, read_text
 
     template = None
