@@ -28,23 +28,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forethought.core.rng import generator, torch_generator
-from forethought.decode.budget import SchedulerConfig
+from forethought.decode.batching.budget import SchedulerConfig
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.batching.scheduler import Scheduler
+from forethought.decode.batching.verifier import TargetVerifier
 from forethought.decode.draft import DraftSource
-from forethought.decode.draft_options import RemoteOptions, SpeculatorOptions
+from forethought.decode.drafter.speculator import Speculator
 from forethought.decode.engine import Engine
-from forethought.decode.model_of_speed import Plan
-from forethought.decode.ngram import NoSource
-from forethought.decode.pages import PageManager
-from forethought.decode.protocol import Hello
-from forethought.decode.remote import RemoteSource
-from forethought.decode.sampling import SamplingParams
-from forethought.decode.scheduler import Scheduler
-from forethought.decode.speculator import Speculator
-from forethought.decode.steered import demand_of
-from forethought.decode.transport import Transport
+from forethought.decode.law.sampling import SamplingParams
+from forethought.decode.planning.model_of_speed import Plan
+from forethought.decode.sources.ngram import NoSource
+from forethought.decode.sources.remote import RemoteSource
+from forethought.decode.sources.steered import demand_of
 from forethought.decode.transports.in_process import InProcessTransport
 from forethought.decode.transports.threads import ThreadTransport, stream_setting
-from forethought.decode.verifier import TargetVerifier
+from forethought.decode.transports.transport import Transport
+from forethought.decode.wire.options import RemoteOptions, SpeculatorOptions
+from forethought.decode.wire.protocol import Hello
 from forethought.nn import ChainModel, LanguageModel, TransformerConfig
 from forethought.nn.graphed import GraphedPagedModel
 from forethought.nn.rows import Int32, Rows

@@ -10,8 +10,8 @@ from typing import Any
 from pairs import Arms, Sizes, complete, draft_plan, ssd_plan
 from passes import interval_of
 
-from forethought.decode.model_of_speed import Plan
-from forethought.decode.steered import demand_of
+from forethought.decode.planning.model_of_speed import Plan
+from forethought.decode.sources.steered import demand_of
 
 Batches = Iterator[list[list[int]]]
 

@@ -32,9 +32,9 @@ from races import Settings, describe_race, race
 from forethought.core.environment import environment
 from forethought.core.rng import generator
 from forethought.decode import open_model
-from forethought.decode.transport import Transport
 from forethought.decode.transports.serving import await_speculator, serve_speculator
 from forethought.decode.transports.torch_distributed import TorchDistributedTransport, exchange_groups
+from forethought.decode.transports.transport import Transport
 
 PROMPTS = (
     'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""\n',

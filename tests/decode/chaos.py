@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from forethought.core.rng import generator
-from forethought.decode.transport import Capabilities, Frame, PeerClosedError, Transport
+from forethought.decode.transports.transport import Capabilities, Frame, PeerClosedError, Transport
 
 
 @dataclass(frozen=True)

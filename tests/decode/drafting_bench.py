@@ -22,16 +22,16 @@ from forethought.decode import (
     point_mass,
     verify,
 )
+from forethought.decode.batching.pages import PageManager
 from forethought.decode.draft import NO_DRAFT, Draft, DraftSource, Judged
+from forethought.decode.drafter.speculator import Speculator, SpeculatorOptions
 from forethought.decode.emission import Emission
-from forethought.decode.generate import GenerationStream
-from forethought.decode.pages import PageManager
-from forethought.decode.protocol import Demand, Hello
-from forethought.decode.remote import RemoteOptions, RemoteSource
 from forethought.decode.request import Request, Status
-from forethought.decode.speculate import PROPOSERS
-from forethought.decode.speculator import Speculator, SpeculatorOptions
+from forethought.decode.single.generate import GenerationStream
+from forethought.decode.single.speculate import PROPOSERS
+from forethought.decode.sources.remote import RemoteOptions, RemoteSource
 from forethought.decode.transports.in_process import InProcessTransport
+from forethought.decode.wire.protocol import Demand, Hello
 from forethought.nn import LanguageModel
 from forethought.nn.paged import TorchPagedModel
 from forethought.nn.rows import PagedModel, Rows

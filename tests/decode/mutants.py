@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forethought.decode.pages import PageManager
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.batching.scheduler import Scheduler
 from forethought.decode.request import Request, Status, Work
-from forethought.decode.scheduler import Scheduler
 
 
 class LatestServed(Scheduler):

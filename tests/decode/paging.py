@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from forethought.core.rng import generator
-from forethought.decode.budget import SchedulerConfig
-from forethought.decode.pages import PageManager
+from forethought.decode.batching.budget import SchedulerConfig
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.batching.scheduler import Scheduler
+from forethought.decode.law.sampling import SamplingParams
 from forethought.decode.request import Request, Status, Work
-from forethought.decode.sampling import SamplingParams
-from forethought.decode.scheduler import Scheduler
 
 PARAMS = SamplingParams()
 VOCABULARY = 3

@@ -23,10 +23,10 @@ from forethought.decode import (
     distribution,
     point_mass,
 )
-from forethought.decode.constraint import Constraint
+from forethought.decode.batching.verifier import TargetVerifier
 from forethought.decode.draft import Draft, Judged
+from forethought.decode.law.constraint import Constraint
 from forethought.decode.request import Request, Status, Work
-from forethought.decode.verifier import TargetVerifier
 from forethought.nn import LanguageModel, TransformerConfig
 from forethought.nn.rows import Rows
 
@@ -196,7 +196,7 @@ class Fixed:
 
 def possible_verdicts(target: Tensor, draft: Tensor | None, tokens: Tensor) -> list[tuple[Verdict, float]]:
     """Every verdict of the shipped `verify`, called with numbers from each interval in which it decides alike."""
-    module = sys.modules["forethought.decode.verify"]
+    module = sys.modules["forethought.decode.law.verify"]
     num_drafted = len(tokens)
     accept = module.accept_probabilities(target[:num_drafted], draft, tokens).tolist()
     drawn = point_mass(tokens, target.shape[-1]) if draft is None else draft
@@ -265,10 +265,10 @@ def enumerated_law(
     `position` is that of its first token; `draws` says whether it draws drafts. The laws are on the grid, so a draft's
     number matters only by its part; every verification is replayed for every verdict that it can give.
     """
-    for name in ("generate", "verifier", "speculate", "ssd"):
+    for name in ("single.generate", "batching.verifier", "single.speculate", "single.ssd"):
         monkeypatch.setattr(sys.modules[f"forethought.decode.{name}"], "distribution", grid_law)
     enumeration = Enumeration()
-    for name in ("generate", "verifier"):
+    for name in ("single.generate", "batching.verifier"):
         monkeypatch.setattr(sys.modules[f"forethought.decode.{name}"], "verify", enumeration.verify)
     law = np.zeros((vocabulary_size,) * num_tokens)
     num_positions = num_tokens - 1 if draws else 0

@@ -18,9 +18,14 @@ from tests.decode.engines import VOCABULARY, random_prompts, save_pair
 
 from forethought.core.errors import ArtefactError, ConfigError
 from forethought.core.rng import generator
-from forethought.decode.draft_process import DraftProcess
-from forethought.decode.messages import decode, encode
-from forethought.decode.protocol import (
+from forethought.decode.drafter.process import DraftProcess
+from forethought.decode.drafter.speculator import identity_of, open_speculator
+from forethought.decode.served import open_model
+from forethought.decode.transports.in_process import InProcessTransport
+from forethought.decode.transports.threads import ThreadTransport
+from forethought.decode.transports.transport import BacklogError, PeerClosedError, Transport, TransportError
+from forethought.decode.wire.messages import decode, encode
+from forethought.decode.wire.protocol import (
     EMPTY_HASH,
     Demand,
     DraftSampling,
@@ -32,11 +37,6 @@ from forethought.decode.protocol import (
     Tag,
     extend_hash,
 )
-from forethought.decode.served import open_model
-from forethought.decode.speculator import identity_of, open_speculator
-from forethought.decode.transport import BacklogError, PeerClosedError, Transport, TransportError
-from forethought.decode.transports.in_process import InProcessTransport
-from forethought.decode.transports.threads import ThreadTransport
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # A process that a test starts finds this checkout and the tests' own modules.
@@ -269,7 +269,7 @@ def test_a_real_draft_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
 
 PARENT = """
 import sys, threading, time
-from forethought.decode.draft_process import DraftProcess
+from forethought.decode.drafter.process import DraftProcess
 
 def start():
     process = DraftProcess({}, build="tests.decode.peers:" + sys.argv[1])

@@ -45,7 +45,7 @@ from forethought.decode import (
     distribution,
     generate,
 )
-from forethought.decode.verifier import TargetVerifier
+from forethought.decode.batching.verifier import TargetVerifier
 from forethought.lookahead import OutcomeCache
 from forethought.nn import LanguageModel
 
@@ -175,7 +175,7 @@ def plant_pattern(monkeypatch: pytest.MonkeyPatch, case: Case) -> list[int]:
 
 def plant_saguaro_on_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saguaro's laws on the grid too: still what is drawn from and what is reported, and enumerable."""
-    module = sys.modules["forethought.decode.ssd"]
+    module = sys.modules["forethought.decode.single.ssd"]
     made = module.saguaro
     monkeypatch.setattr(module, "saguaro", lambda *given: on_grid(made(*given)))
 

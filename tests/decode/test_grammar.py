@@ -23,9 +23,9 @@ from forethought.core.rng import generator
 from forethought.data import load_tokenizer, train_tokenizer
 from forethought.data.tokenizer import Tokenizer
 from forethought.decode import SamplingParams
+from forethought.decode.batching.verifier import TargetVerifier
 from forethought.decode.draft import Draft
-from forethought.decode.grammar import MAX_GRAMMAR_CHARACTERS, GrammarConstraint, Grammars
-from forethought.decode.verifier import TargetVerifier
+from forethought.decode.law.grammar import MAX_GRAMMAR_CHARACTERS, GrammarConstraint, Grammars
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")

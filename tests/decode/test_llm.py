@@ -161,7 +161,7 @@ def test_abort_storm_leaves_nothing(open_llm: Open) -> None:
 
 
 def test_a_poisoned_request_fails_alone(open_llm: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    from forethought.decode import verifier
+    from forethought.decode.batching import verifier
 
     prompts = random_prompts(3, seed=4)
     params = SamplingParams(max_tokens=12, temperature=0.8, ignore_eos=True)

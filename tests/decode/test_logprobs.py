@@ -11,9 +11,9 @@ from tests.decode.tables import TableModel, new_request, random_table, work_on
 
 from forethought.core.rng import generator
 from forethought.decode import SamplingParams
+from forethought.decode.batching.verifier import TargetVerifier
 from forethought.decode.draft import Draft
-from forethought.decode.logprobs import token_logprobs
-from forethought.decode.verifier import TargetVerifier
+from forethought.decode.law.logprobs import token_logprobs
 
 
 def test_values_ranks_and_the_likeliest() -> None:

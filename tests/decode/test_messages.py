@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from forethought.core.errors import InputError
 from forethought.core.rng import generator
-from forethought.decode.messages import decode, encode
-from forethought.decode.protocol import (
+from forethought.decode.wire.messages import decode, encode
+from forethought.decode.wire.protocol import (
     BEYOND,
     EMPTY_HASH,
     Demand,

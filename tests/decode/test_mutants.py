@@ -47,8 +47,8 @@ from forethought.decode import (
     residual,
     verify,
 )
-from forethought.decode.processors import Processors
-from forethought.decode.verifier import TargetVerifier
+from forethought.decode.batching.verifier import TargetVerifier
+from forethought.decode.law.processors import Processors
 from forethought.lookahead import OutcomeCache
 from forethought.nn import LanguageModel
 from forethought.stats import g_test
@@ -56,7 +56,9 @@ from forethought.stats import g_test
 Pair = tuple[LanguageModel, LanguageModel]
 Plant = Callable[[pytest.MonkeyPatch], None]
 Change = Callable[[DecodeState, Proposal], Proposal]
-VERIFY, SPECULATE, SSD = (sys.modules[f"forethought.decode.{name}"] for name in ("verify", "speculate", "ssd"))
+VERIFY, SPECULATE, SSD = (
+    sys.modules[f"forethought.decode.{name}"] for name in ("law.verify", "single.speculate", "single.ssd")
+)
 
 
 def law_error(

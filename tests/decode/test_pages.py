@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forethought.core.errors import ConfigError, ForethoughtError
-from forethought.decode.pages import PageManager
+from forethought.decode.batching.pages import PageManager
 
 
 class Colliding(int):

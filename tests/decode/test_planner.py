@@ -13,10 +13,10 @@ from torch import Tensor
 from forethought.core.config import from_dict, to_dict
 from forethought.core.errors import ConfigError, InputError
 from forethought.core.rng import generator
-from forethought.decode.beliefs import VerdictCounts
-from forethought.decode.curves import Curve, measure
 from forethought.decode.engine import Round
-from forethought.decode.model_of_speed import (
+from forethought.decode.planning.beliefs import VerdictCounts
+from forethought.decode.planning.curves import Curve, measure
+from forethought.decode.planning.model_of_speed import (
     Beliefs,
     CostCurves,
     Plan,
@@ -25,7 +25,7 @@ from forethought.decode.model_of_speed import (
     hit_probabilities,
     length_law,
 )
-from forethought.decode.planner import Planner, PlannerConfig
+from forethought.decode.planning.planner import Planner, PlannerConfig
 from forethought.decode.simulate import Behaviour, RankLaw, Recording, Simulated, VirtualClock, simulate
 from forethought.lookahead import OutcomeHistogram, empirical
 from forethought.nn import LanguageModel

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from forethought.core.rng import generator
 from forethought.decode import SamplingParams
-from forethought.decode.processors import Processors, forbid, processors_for
+from forethought.decode.law.processors import Processors, forbid, processors_for
 
 SIZE = 11
 EOS = (4, 99)

@@ -14,13 +14,18 @@ from tests.decode.drafting_bench import Bench, Pair, oracle, paged
 
 from forethought.core.errors import ConfigError
 from forethought.decode import PROPOSERS, Chance, DecodeState, SamplingParams
+from forethought.decode.batching.pages import PageManager
 from forethought.decode.draft import NO_DRAFT, Judged
-from forethought.decode.draft_options import RemoteOptions
-from forethought.decode.links import law_rows
-from forethought.decode.messages import decode, encode
-from forethought.decode.ngram import NgramIndex, NgramSource, NoSource
-from forethought.decode.pages import PageManager
-from forethought.decode.protocol import (
+from forethought.decode.drafter.speculator import Speculator
+from forethought.decode.request import Request
+from forethought.decode.sources.links import law_rows
+from forethought.decode.sources.ngram import NgramIndex, NgramSource, NoSource
+from forethought.decode.sources.remote import RemoteSource
+from forethought.decode.transports.in_process import InProcessTransport
+from forethought.decode.transports.transport import BacklogError, Frame, PeerClosedError
+from forethought.decode.wire.messages import decode, encode
+from forethought.decode.wire.options import RemoteOptions
+from forethought.decode.wire.protocol import (
     Demand,
     Failure,
     Fallback,
@@ -32,11 +37,6 @@ from forethought.decode.protocol import (
     Spec,
     Tag,
 )
-from forethought.decode.remote import RemoteSource
-from forethought.decode.request import Request
-from forethought.decode.speculator import Speculator
-from forethought.decode.transport import BacklogError, Frame, PeerClosedError
-from forethought.decode.transports.in_process import InProcessTransport
 
 GREEDY = SamplingParams(max_tokens=40, temperature=0.0)
 VOCABULARY = 32

@@ -16,7 +16,7 @@ from forethought.core.config import from_dict, to_dict
 from forethought.core.errors import ConfigError, ForethoughtError
 from forethought.core.rng import derive_seed, generator
 from forethought.decode import SamplingParams, distribution, draw
-from forethought.decode.sampling import check_vocabulary, sample_params
+from forethought.decode.law.sampling import check_vocabulary, sample_params
 
 KINDS = [
     SamplingParams(),
@@ -34,7 +34,7 @@ KINDS = [
 def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything here holds with the native kernels, where they can be built, and with PyTorch alone."""
     if request.param == "without kernels":
-        monkeypatch.setattr("forethought.decode.sampling.has_laws", lambda: False)
+        monkeypatch.setattr("forethought.decode.law.sampling.has_laws", lambda: False)
         monkeypatch.setattr("forethought.nn.native.law.has_laws", lambda: False)
 
 

@@ -12,10 +12,10 @@ from tests.decode.paging import World, a_draft, continuation, new_request, rando
 
 from forethought.core.errors import ConfigError, ForethoughtError, InputError
 from forethought.core.rng import generator
-from forethought.decode.budget import SchedulerConfig
-from forethought.decode.pages import PageManager
+from forethought.decode.batching.budget import SchedulerConfig
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.batching.scheduler import Scheduler
 from forethought.decode.request import Request, Status, Work
-from forethought.decode.scheduler import Scheduler
 
 
 def world(num_pages: int = 64, page_size: int = 4, **fields: object) -> World:

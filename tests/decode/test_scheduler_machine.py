@@ -20,9 +20,9 @@ from tests.decode.paging import World, a_draft, continuation, random_arrival, ra
 
 from forethought.core.errors import ForethoughtError
 from forethought.core.rng import generator
-from forethought.decode.pages import PageManager
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.batching.scheduler import Scheduler
 from forethought.decode.request import Request
-from forethought.decode.scheduler import Scheduler
 
 _indices = st.integers(0, 99)
 

@@ -14,8 +14,8 @@ from forethought.core import files
 from forethought.core.config import to_dict
 from forethought.core.errors import ArtefactError, ConfigError, DataError, InputError
 from forethought.decode import SamplingParams, generate
-from forethought.decode.curves import Curve
-from forethought.decode.model_of_speed import CostCurves, Plan
+from forethought.decode.planning.curves import Curve
+from forethought.decode.planning.model_of_speed import CostCurves, Plan
 from forethought.decode.simulate import (
     Behaviour,
     Profile,

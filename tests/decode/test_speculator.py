@@ -13,16 +13,19 @@ from tests.decode.drafting_bench import Bench, CheckedModel, Pair, make_source, 
 from forethought.core.errors import InputError
 from forethought.core.rng import generator
 from forethought.decode import Chance, SamplingParams, SSDOptions, draw
-from forethought.decode import preparation as preparation_module
-from forethought.decode.branches import Branches
-from forethought.decode.draft_options import SpeculatorOptions
-from forethought.decode.drafting import Step
-from forethought.decode.foresight import Foresight
-from forethought.decode.lane import Lane
-from forethought.decode.messages import decode, encode
-from forethought.decode.pages import PageManager
-from forethought.decode.preparation import Preparation
-from forethought.decode.protocol import (
+from forethought.decode.drafter import preparation as preparation_module
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.drafter.branches import Branches
+from forethought.decode.drafter.drafting import Step
+from forethought.decode.drafter.foresight import Foresight
+from forethought.decode.drafter.lane import Lane
+from forethought.decode.drafter.preparation import Preparation
+from forethought.decode.drafter.speculator import Speculator
+from forethought.decode.drafter.trunk import Share, Trunk, rows_of
+from forethought.decode.sources.remote import RemoteSource
+from forethought.decode.wire.messages import decode, encode
+from forethought.decode.wire.options import SpeculatorOptions
+from forethought.decode.wire.protocol import (
     EMPTY_HASH,
     Demand,
     DraftSampling,
@@ -36,9 +39,6 @@ from forethought.decode.protocol import (
     Tag,
     extend_hash,
 )
-from forethought.decode.remote import RemoteSource
-from forethought.decode.speculator import Speculator
-from forethought.decode.trunk import Share, Trunk, rows_of
 
 GREEDY = SamplingParams(max_tokens=40, temperature=0.0)
 

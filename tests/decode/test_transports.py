@@ -21,18 +21,18 @@ from tests.decode.peers import Echo, Worker, break_down, refuse
 
 from forethought.core.errors import ArtefactError, ConfigError
 from forethought.core.rng import generator
-from forethought.decode.transport import (
+from forethought.decode.transports.in_process import InProcessTransport
+from forethought.decode.transports.ring import record_size
+from forethought.decode.transports.serving import await_speculator, run_speculator, serve_speculator
+from forethought.decode.transports.shared_memory import SharedMemoryTransport
+from forethought.decode.transports.threads import ThreadTransport
+from forethought.decode.transports.transport import (
     BacklogError,
     FrameSizeError,
     PeerClosedError,
     Transport,
     TransportError,
 )
-from forethought.decode.transports.in_process import InProcessTransport
-from forethought.decode.transports.ring import record_size
-from forethought.decode.transports.serving import await_speculator, run_speculator, serve_speculator
-from forethought.decode.transports.shared_memory import SharedMemoryTransport
-from forethought.decode.transports.threads import ThreadTransport
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # A process that a test starts finds this checkout and the tests' own modules.
@@ -464,7 +464,7 @@ RANK = """
 import json, os, sys, threading
 from datetime import timedelta
 import torch.distributed as dist
-from forethought.decode.transport import FrameSizeError, PeerClosedError
+from forethought.decode.transports.transport import FrameSizeError, PeerClosedError
 from forethought.decode.transports.serving import await_speculator, serve_speculator
 from forethought.decode.transports.torch_distributed import TorchDistributedTransport, exchange_groups
 from tests.decode.peers import Echo

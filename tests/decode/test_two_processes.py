@@ -105,7 +105,7 @@ def test_sampled_texts_follow_the_targets_law(open_llm: Open, places: tuple[Path
 
 def test_the_same_test_sees_a_bias(open_llm: Open, places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     # The function of the same name hides the module.
-    module = sys.modules["forethought.decode.verify"]
+    module = sys.modules["forethought.decode.law.verify"]
     monkeypatch.setattr(module, "residual", lambda target_V, draft_V: target_V)
     assert p_value(open_llm(transport="in-process"), exact_law(places[0], 1.5), 1.5) < 1e-6
 

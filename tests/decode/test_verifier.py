@@ -29,9 +29,9 @@ from forethought.decode import (
     draw,
     generate,
 )
+from forethought.decode.batching.verifier import TargetVerifier, build_rows
 from forethought.decode.draft import Draft, Judged
 from forethought.decode.request import Request, Work
-from forethought.decode.verifier import TargetVerifier, build_rows
 from forethought.nn import LanguageModel
 from forethought.nn.paged import TorchPagedModel
 

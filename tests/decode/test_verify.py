@@ -28,9 +28,9 @@ from forethought.decode import (
     saguaro,
     verify,
 )
+from forethought.decode.batching.verifier import TargetVerifier
 from forethought.decode.draft import Draft
-from forethought.decode.verifier import TargetVerifier
-from forethought.decode.verify import verify_greedy
+from forethought.decode.law.verify import verify_greedy
 from forethought.nn.rows import Rows
 from forethought.stats import g_test, holm
 
@@ -310,13 +310,13 @@ def test_monte_carlo_rejects_rows_off_by_one() -> None:
 
 
 def test_monte_carlo_rejects_sampling_the_target_instead_of_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["forethought.decode.verify"], "residual", lambda target_V, draft_V: target_V)
+    monkeypatch.setattr(sys.modules["forethought.decode.law.verify"], "residual", lambda target_V, draft_V: target_V)
     assert holm(p_values(0, counted_tokens(0, 5000))).min() < 1e-6
 
 
 def test_monte_carlo_rejects_an_accept_ratio_one_percent_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert holm(p_values(15, counted_tokens(15, 25_000))).min() > 1e-3
-    monkeypatch.setattr(sys.modules["forethought.decode.verify"], "accept_probabilities", lenient)
+    monkeypatch.setattr(sys.modules["forethought.decode.law.verify"], "accept_probabilities", lenient)
     assert holm(p_values(15, counted_tokens(15, 25_000))).min() < 1e-6
 
 

@@ -22,11 +22,11 @@ from forethought.data import Tokenizer, train_tokenizer
 from forethought.decode import Chance, Statistics, distribution, draw, verify
 from forethought.decode.draft import TokenLogprobs
 from forethought.decode.emission import Emission
-from forethought.decode.grammar import Grammars
+from forethought.decode.law.grammar import Grammars
+from forethought.decode.law.processors import Processors
+from forethought.decode.law.sampling import SamplingParams, sample_params
 from forethought.decode.metrics import EngineMetrics
 from forethought.decode.outputs import Update
-from forethought.decode.processors import Processors
-from forethought.decode.sampling import SamplingParams, sample_params
 
 TEXT = "the cat sat on the mat and the dog sat on the log; then the cat and the dog ran. naïve café: 猫 🙂\n" * 20
 TEMPLATE = (

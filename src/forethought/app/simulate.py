@@ -10,7 +10,7 @@ from forethought.app.arguments import parse, say
 from forethought.core import files
 from forethought.core.config import to_dict
 from forethought.core.errors import ConfigError, RunExistsError
-from forethought.decode.planner import PlannerConfig
+from forethought.decode.planning.planner import PlannerConfig
 from forethought.decode.simulate import comparison, load_profile, profile_names
 from forethought.decode.simulate.measuring import measure_profile, read_prompts
 

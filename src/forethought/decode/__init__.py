@@ -1,20 +1,20 @@
 """Exact decoding of language models: plain, speculative, and speculative speculative (SSD), all with one law."""
 
-from forethought.decode.acceptance import Acceptance, acceptance
-from forethought.decode.cached import CachedModel
-from forethought.decode.chance import Chance
 from forethought.decode.detokenize import Decode, Detokenizer, StopScanner
 from forethought.decode.emission import Chunk, Emission
-from forethought.decode.generate import METHODS, Generation, GenerationStream, generate
+from forethought.decode.law.chance import Chance
+from forethought.decode.law.sampling import SamplingParams, distribution, point_mass
+from forethought.decode.law.verify import Verdict, accept_probabilities, draw, residual, verify
 from forethought.decode.llm import LLM
 from forethought.decode.options import EngineConfig, SpeculativeConfig
 from forethought.decode.outputs import CompletionOutput, Logprob, RequestOutput, StreamChunk, Update
-from forethought.decode.sampling import SamplingParams, distribution, point_mass
 from forethought.decode.served import ServedModel, open_model
-from forethought.decode.speculate import PROPOSERS, DecodeState, Proposal, Proposer
-from forethought.decode.ssd import OutcomeSpeculator, SSDOptions, saguaro
+from forethought.decode.single.acceptance import Acceptance, acceptance
+from forethought.decode.single.cached import CachedModel
+from forethought.decode.single.generate import METHODS, Generation, GenerationStream, generate
+from forethought.decode.single.speculate import PROPOSERS, DecodeState, Proposal, Proposer
+from forethought.decode.single.ssd import OutcomeSpeculator, SSDOptions, saguaro
 from forethought.decode.statistics import Statistics
-from forethought.decode.verify import Verdict, accept_probabilities, draw, residual, verify
 
 __all__ = [
     "LLM",

@@ -8,26 +8,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from forethought.core.errors import ConfigError
-from forethought.decode.budget import SchedulerConfig
-from forethought.decode.cached import check_same_vocabulary
-from forethought.decode.curves import measure
+from forethought.decode.batching.budget import SchedulerConfig
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.batching.scheduler import Scheduler
+from forethought.decode.batching.verifier import TargetVerifier
 from forethought.decode.draft import DraftSource
-from forethought.decode.draft_process import DraftProcess
+from forethought.decode.drafter.process import DraftProcess
+from forethought.decode.drafter.speculator import identity_of, open_speculator
 from forethought.decode.engine import Engine
-from forethought.decode.model_of_speed import CostCurves, Plan
-from forethought.decode.ngram import NgramSource, NoSource
 from forethought.decode.options import EngineConfig, SpeculativeConfig
-from forethought.decode.pages import PageManager
-from forethought.decode.planner import Planner, PlannerConfig
-from forethought.decode.remote import RemoteSource
-from forethought.decode.scheduler import Scheduler
+from forethought.decode.planning.curves import measure
+from forethought.decode.planning.model_of_speed import CostCurves, Plan
+from forethought.decode.planning.planner import Planner, PlannerConfig
 from forethought.decode.served import ServedModel, open_model
-from forethought.decode.speculator import identity_of, open_speculator
-from forethought.decode.steered import SteeredSource, demand_of
-from forethought.decode.transport import Transport
+from forethought.decode.single.cached import check_same_vocabulary
+from forethought.decode.sources.ngram import NgramSource, NoSource
+from forethought.decode.sources.remote import RemoteSource
+from forethought.decode.sources.steered import SteeredSource, demand_of
 from forethought.decode.transports.in_process import InProcessTransport
 from forethought.decode.transports.threads import ThreadTransport
-from forethought.decode.verifier import TargetVerifier
+from forethought.decode.transports.transport import Transport
 from forethought.nn.config import TransformerConfig
 from forethought.nn.devices import usable_device
 from forethought.nn.paged import ChainModel, open_paged_model

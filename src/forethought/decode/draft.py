@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from forethought.decode.constraint import Constraint
+from forethought.decode.law.constraint import Constraint
 from forethought.decode.request import Request, Work
 
 Source = Literal["cache", "draft", "ngram", "none"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from forethought.core.errors import ConfigError
 from forethought.decode.detokenize import Decode, Detokenizer, StopScanner
-from forethought.decode.sampling import SamplingParams
+from forethought.decode.law.sampling import SamplingParams
 
 
 @dataclass(frozen=True)

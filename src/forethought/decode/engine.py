@@ -14,17 +14,17 @@ from typing import Any, Protocol
 
 from forethought.core.errors import InputError
 from forethought.core.faults import fault
-from forethought.decode.constraint import Constraint
+from forethought.decode.batching.scheduler import Scheduler
 from forethought.decode.detokenize import Decode
 from forethought.decode.draft import NO_DRAFT, Draft, DraftSource, Judged, TokenLogprobs, Verifier
 from forethought.decode.emission import Emission
+from forethought.decode.law.constraint import Constraint
+from forethought.decode.law.sampling import SamplingParams, check_vocabulary, sample_params
+from forethought.decode.law.verify import Verdict
 from forethought.decode.metrics import EngineMetrics
 from forethought.decode.outputs import Update
 from forethought.decode.request import Request, Work
-from forethought.decode.sampling import SamplingParams, check_vocabulary, sample_params
-from forethought.decode.scheduler import Scheduler
 from forethought.decode.statistics import Statistics
-from forethought.decode.verify import Verdict
 
 
 @dataclass(frozen=True)

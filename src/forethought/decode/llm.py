@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from forethought.core.config import from_dict
 from forethought.core.errors import InputError
 from forethought.decode.building import build_engine
+from forethought.decode.law.sampling import SamplingParams
 from forethought.decode.options import EngineConfig, SpeculativeConfig
 from forethought.decode.outputs import CompletionOutput, Logprob, RequestOutput, StreamChunk, Update
-from forethought.decode.sampling import SamplingParams
 from forethought.decode.served import ServedModel, open_model
 
 Prompt: TypeAlias = str | Mapping[str, Any]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from forethought.core.config import config
 from forethought.core.errors import ConfigError
-from forethought.decode.foresight import FanOut
+from forethought.decode.drafter.foresight import FanOut
 
 SpeculativeMethod = Literal["ssd", "draft", "ngram"]
 Auto = Literal["auto"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from forethought.decode.sampling import SamplingParams
+from forethought.decode.law.sampling import SamplingParams
 
 
 class Status(Enum):

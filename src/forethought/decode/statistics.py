@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from forethought.decode.verify import Verdict
+from forethought.decode.law.verify import Verdict
 
 
 @dataclass

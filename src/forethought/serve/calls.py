@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from forethought.decode.constraint import Constraint
 from forethought.decode.draft import TokenLogprobs
+from forethought.decode.law.constraint import Constraint
+from forethought.decode.law.sampling import SamplingParams
 from forethought.decode.outputs import Update
-from forethought.decode.sampling import SamplingParams
 from forethought.serve.bridge import Bridge
 from forethought.serve.engine import ServedModel
 from forethought.serve.errors import ApiError, engine_failed

@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from forethought.core.errors import ArtefactError
-from forethought.decode.constraint import Constraint
-from forethought.decode.grammar import Grammars
+from forethought.decode.law.constraint import Constraint
+from forethought.decode.law.grammar import Grammars
+from forethought.decode.law.sampling import SamplingParams
 from forethought.decode.outputs import Update
-from forethought.decode.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from forethought.decode.llm import LLM

@@ -9,8 +9,8 @@ from typing import Any
 
 from forethought.core.errors import ConfigError, InputError, MissingExtraError
 from forethought.core.faults import fault
-from forethought.decode.constraint import Constraint
-from forethought.decode.sampling import SamplingParams, sample_params
+from forethought.decode.law.constraint import Constraint
+from forethought.decode.law.sampling import SamplingParams, sample_params
 from forethought.serve.engine import ServedModel
 from forethought.serve.errors import ApiError, bad_field
 from forethought.serve.fields import ChatBody, CompletionBody, GenerationBody, JsonSchemaFormat, TextFormat

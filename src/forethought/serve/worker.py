@@ -15,9 +15,9 @@ from typing import Any
 
 from forethought.core.errors import ForethoughtError, InputError
 from forethought.core.faults import fault
-from forethought.decode.constraint import Constraint
+from forethought.decode.law.constraint import Constraint
+from forethought.decode.law.sampling import SamplingParams
 from forethought.decode.outputs import Update
-from forethought.decode.sampling import SamplingParams
 from forethought.serve.engine import Engine, ServedModel
 from forethought.serve.errors import ApiError, engine_failed
 

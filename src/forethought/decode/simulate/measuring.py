@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from forethought.core.errors import DataError
-from forethought.decode.curves import SIZES, Curve, measure
+from forethought.decode.law.sampling import SamplingParams
 from forethought.decode.llm import LLM
-from forethought.decode.model_of_speed import CostCurves
-from forethought.decode.ngram import NgramIndex
-from forethought.decode.sampling import SamplingParams
+from forethought.decode.planning.curves import SIZES, Curve, measure
+from forethought.decode.planning.model_of_speed import CostCurves
 from forethought.decode.served import open_model
 from forethought.decode.simulate.behaviour import BEYOND, Behaviour, Recording
 from forethought.decode.simulate.profile import FixedPlan, Profile
+from forethought.decode.sources.ngram import NgramIndex
 from forethought.nn import LanguageModel
 from forethought.nn.paged import open_paged_model
 

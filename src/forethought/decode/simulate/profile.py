@@ -11,8 +11,8 @@ from pydantic import Field
 from forethought.core import files
 from forethought.core.config import config, from_dict
 from forethought.core.errors import ArtefactError, unknown_name
-from forethought.decode.foresight import FanOut
-from forethought.decode.model_of_speed import CostCurves, Fallback, Method, Plan
+from forethought.decode.drafter.foresight import FanOut
+from forethought.decode.planning.model_of_speed import CostCurves, Fallback, Method, Plan
 from forethought.decode.simulate.behaviour import Behaviour
 
 FORMAT = 1

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from forethought.decode.budget import SchedulerConfig
+from forethought.decode.batching.budget import SchedulerConfig
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.batching.scheduler import Scheduler
 from forethought.decode.engine import Engine, Round
-from forethought.decode.model_of_speed import CostCurves, Plan
-from forethought.decode.pages import PageManager
-from forethought.decode.planner import Planner, PlannerConfig
-from forethought.decode.sampling import SamplingParams
-from forethought.decode.scheduler import Scheduler
+from forethought.decode.law.sampling import SamplingParams
+from forethought.decode.planning.model_of_speed import CostCurves, Plan
+from forethought.decode.planning.planner import Planner, PlannerConfig
 from forethought.decode.simulate.behaviour import BEYOND, Behaviour, Draws, Fate
 from forethought.decode.simulate.clock import VirtualClock
 from forethought.decode.simulate.source import MAX_LENGTH, SimulatedSource

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from forethought.decode.curves import Curve
 from forethought.decode.draft import NO_DRAFT, Draft, Judged, Source
-from forethought.decode.foresight import Foresight
-from forethought.decode.links import Observer
-from forethought.decode.model_of_speed import CostCurves, Plan
+from forethought.decode.drafter.foresight import Foresight
+from forethought.decode.planning.curves import Curve
+from forethought.decode.planning.model_of_speed import CostCurves, Plan
 from forethought.decode.request import Request
 from forethought.decode.simulate.behaviour import Fate
 from forethought.decode.simulate.clock import VirtualClock
+from forethought.decode.sources.links import Observer
 from forethought.lookahead import CacheStatistics, OutcomeCache
 
 Outcome = tuple[int, int]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from forethought.decode.model_of_speed import Plan
-from forethought.decode.planner import PlannerConfig
+from forethought.decode.planning.model_of_speed import Plan
+from forethought.decode.planning.planner import PlannerConfig
 from forethought.decode.simulate.behaviour import Behaviour
 from forethought.decode.simulate.profile import Profile
 from forethought.decode.simulate.runner import Simulated, simulate

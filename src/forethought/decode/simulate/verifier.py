@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from forethought.core.rng import generator
-from forethought.decode.curves import Curve
 from forethought.decode.draft import NO_DRAFT, Draft, Judged
+from forethought.decode.planning.curves import Curve
 from forethought.decode.request import Request, Work
 from forethought.decode.simulate.behaviour import Fate
 from forethought.decode.simulate.clock import VirtualClock

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from forethought.decode.transport import (
+from forethought.decode.transports.transport import (
     SEND_SECONDS,
     Capabilities,
     Frame,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from collections import deque
 
-from forethought.decode.transport import TransportError
 from forethought.decode.transports.semaphore import Semaphore
+from forethought.decode.transports.transport import TransportError
 
 _LENGTH = struct.Struct("<Q")
 _WORD = _LENGTH.size

@@ -12,7 +12,7 @@ import os
 import time
 from typing import Any
 
-from forethought.decode.transport import TransportError
+from forethought.decode.transports.transport import TransportError
 
 _MONOTONIC = 1
 

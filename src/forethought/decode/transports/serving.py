@@ -16,7 +16,7 @@ from forethought.core.errors import (
     MissingExtraError,
     StorageError,
 )
-from forethought.decode.transport import (
+from forethought.decode.transports.transport import (
     SEND_SECONDS,
     BacklogError,
     FrameHandler,

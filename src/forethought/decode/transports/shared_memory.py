@@ -22,7 +22,9 @@ from dataclasses import replace
 from enum import Enum
 
 from forethought.core.errors import ConfigError
-from forethought.decode.transport import (
+from forethought.decode.transports.ring import RingReader, RingWriter
+from forethought.decode.transports.semaphore import Semaphore
+from forethought.decode.transports.transport import (
     SEND_SECONDS,
     BacklogError,
     Capabilities,
@@ -32,8 +34,6 @@ from forethought.decode.transport import (
     peer_closed,
     size_checked,
 )
-from forethought.decode.transports.ring import RingReader, RingWriter
-from forethought.decode.transports.semaphore import Semaphore
 
 CAPACITY = 8 << 20
 """Bytes of each ring by default; untouched pages cost nothing."""

@@ -17,7 +17,9 @@ from types import TracebackType
 
 import torch
 
-from forethought.decode.transport import (
+from forethought.decode.transports.lane import Lane
+from forethought.decode.transports.serving import await_speculator, serve_speculator
+from forethought.decode.transports.transport import (
     SEND_SECONDS,
     BacklogError,
     Capabilities,
@@ -29,8 +31,6 @@ from forethought.decode.transport import (
     peer_closed,
     size_checked,
 )
-from forethought.decode.transports.lane import Lane
-from forethought.decode.transports.serving import await_speculator, serve_speculator
 
 _NAME = "thread"
 _MAX_FRAME = 1 << 30

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from forethought.core.errors import ConfigError
-from forethought.decode.transport import (
+from forethought.decode.transports.lane import Lane
+from forethought.decode.transports.transport import (
     SEND_SECONDS,
     Capabilities,
     Frame,
@@ -29,7 +30,6 @@ from forethought.decode.transport import (
     peer_closed,
     size_checked,
 )
-from forethought.decode.transports.lane import Lane
 
 _NAME = "torch.distributed"
 _LENGTH_BYTES = 8

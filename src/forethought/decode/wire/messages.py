@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from forethought.core.errors import InputError
-from forethought.decode.protocol import (
+from forethought.decode.wire.protocol import (
     BEYOND,
     MAX_BUDGET,
     MAX_TEXT,

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forethought.decode.sampling import SamplingParams
+from forethought.decode.law.sampling import SamplingParams
 
 Mask = NDArray[np.bool_]
 

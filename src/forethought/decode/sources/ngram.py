@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from forethought.decode.draft import NO_DRAFT, Draft, Judged
 from forethought.decode.request import Request
-from forethought.decode.speculate import LONGEST_NGRAM, SHORTEST_NGRAM
+from forethought.decode.single.speculate import LONGEST_NGRAM, SHORTEST_NGRAM
 
 
 class NgramIndex:

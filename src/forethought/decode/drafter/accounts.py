@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forethought.core.errors import InputError
-from forethought.decode.protocol import MAX_TOKENS, Stats
+from forethought.decode.wire.protocol import MAX_TOKENS, Stats
 
 _LENGTHS = MAX_TOKENS + 1
 

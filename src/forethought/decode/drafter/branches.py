@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forethought.decode.drafting import Column
-from forethought.decode.pages import PageManager
-from forethought.decode.trunk import Share, Trunk
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.drafter.drafting import Column
+from forethought.decode.drafter.trunk import Share, Trunk
 from forethought.nn.rows import Int32
 
 

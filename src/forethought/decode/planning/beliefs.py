@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from forethought.decode.model_of_speed import Beliefs, Costs, Kin, Method, Plan, length_law
+from forethought.decode.planning.model_of_speed import Beliefs, Costs, Kin, Method, Plan, length_law
 from forethought.lookahead import OutcomeHistogram
 
 Floats = NDArray[np.float64]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from forethought.core.errors import InputError
-from forethought.decode.cached import check_same_vocabulary
-from forethought.decode.sampling import SamplingParams, distribution
+from forethought.decode.law.sampling import SamplingParams, distribution
+from forethought.decode.single.cached import check_same_vocabulary
 from forethought.nn import LanguageModel
 
 

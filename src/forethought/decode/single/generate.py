@@ -13,15 +13,15 @@ from typing import Literal
 import torch
 
 from forethought.core.errors import ConfigError, InputError, unknown_name
-from forethought.decode.cached import CachedModel, check_same_vocabulary
-from forethought.decode.chance import Chance
 from forethought.decode.detokenize import Decode
 from forethought.decode.emission import Chunk, Emission
-from forethought.decode.sampling import SamplingParams, distribution
-from forethought.decode.speculate import PROPOSERS, DecodeState, Proposer
-from forethought.decode.ssd import OutcomeSpeculator, SSDOptions
+from forethought.decode.law.chance import Chance
+from forethought.decode.law.sampling import SamplingParams, distribution
+from forethought.decode.law.verify import verify
+from forethought.decode.single.cached import CachedModel, check_same_vocabulary
+from forethought.decode.single.speculate import PROPOSERS, DecodeState, Proposer
+from forethought.decode.single.ssd import OutcomeSpeculator, SSDOptions
 from forethought.decode.statistics import Statistics
-from forethought.decode.verify import verify
 from forethought.nn import LanguageModel
 
 Method = Literal["none", "draft", "ngram", "ssd"]

@@ -18,14 +18,16 @@ from typing import Any
 
 from forethought.core.config import from_dict
 from forethought.core.errors import ForethoughtError, InputError
-from forethought.decode.branches import Branches
-from forethought.decode.draft_accounts import DraftAccounts
-from forethought.decode.draft_options import SpeculatorOptions
-from forethought.decode.lane import Drafted, Lane
-from forethought.decode.messages import decode, encode
-from forethought.decode.pages import PageManager
-from forethought.decode.preparation import NAMES, Preparation
-from forethought.decode.protocol import (
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.drafter.accounts import DraftAccounts
+from forethought.decode.drafter.branches import Branches
+from forethought.decode.drafter.lane import Drafted, Lane
+from forethought.decode.drafter.preparation import NAMES, Preparation
+from forethought.decode.drafter.trunk import Trunk
+from forethought.decode.served import ServedModel, open_model
+from forethought.decode.wire.messages import decode, encode
+from forethought.decode.wire.options import SpeculatorOptions
+from forethought.decode.wire.protocol import (
     BEYOND,
     EMPTY_HASH,
     MAX_BUDGET,
@@ -46,8 +48,6 @@ from forethought.decode.protocol import (
     disagreement,
     extend_hash,
 )
-from forethought.decode.served import ServedModel, open_model
-from forethought.decode.trunk import Trunk
 from forethought.nn.native.model import WeightType
 from forethought.nn.paged import Backend, open_paged_model
 from forethought.nn.rows import PagedModel

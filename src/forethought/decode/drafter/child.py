@@ -1,4 +1,4 @@
-"""The process around a draft: `python -m forethought.decode.draft_child`, with its order as JSON on standard input.
+"""The process around a draft: `python -m forethought.decode.drafter.child`, with its order as JSON on standard input.
 
 The input stays open for as long as the parent lives. When it ends, the parent is gone, and this process ends too.
 """

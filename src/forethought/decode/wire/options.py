@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from forethought.core.config import config
-from forethought.decode.protocol import MAX_TOKENS
+from forethought.decode.wire.protocol import MAX_TOKENS
 
 
 @config

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forethought.core.errors import ForethoughtError
-from forethought.decode.foresight import Foresight
-from forethought.decode.sampling import distribution, law_filters, uses_kernels
-from forethought.decode.ssd import saguaro
-from forethought.decode.trunk import Share, Trunk, rows_of
-from forethought.decode.verify import draw
+from forethought.decode.drafter.foresight import Foresight
+from forethought.decode.drafter.trunk import Share, Trunk, rows_of
+from forethought.decode.law.sampling import distribution, law_filters, uses_kernels
+from forethought.decode.law.verify import draw
+from forethought.decode.single.ssd import saguaro
 from forethought.nn.native import top_k
 from forethought.nn.native.law import sample
 from forethought.nn.paged import greedy_chain

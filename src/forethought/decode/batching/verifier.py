@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from forethought.core.errors import ForethoughtError
-from forethought.decode.chance import Chance
-from forethought.decode.constraint import Constraint
 from forethought.decode.draft import NO_DRAFT, Draft, Judged
-from forethought.decode.logprobs import token_logprobs
-from forethought.decode.processors import Mask, Processors, forbid, processors_for
+from forethought.decode.law.chance import Chance
+from forethought.decode.law.constraint import Constraint
+from forethought.decode.law.logprobs import token_logprobs
+from forethought.decode.law.processors import Mask, Processors, forbid, processors_for
+from forethought.decode.law.sampling import distribution
+from forethought.decode.law.verify import Verdict, verify, verify_greedy
 from forethought.decode.request import Request, Work
-from forethought.decode.sampling import distribution
-from forethought.decode.verify import Verdict, verify, verify_greedy
 from forethought.nn.rows import PagedModel, Rows
 
 # What sampling and constraints raise: our own errors, torch's and NumPy's complaints about values, shapes, indices and

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from forethought.decode.draft import Draft
-from forethought.decode.ngram import NgramIndex
-from forethought.decode.protocol import DraftSampling, Spec, Tag, extend_hash
+from forethought.decode.sources.ngram import NgramIndex
+from forethought.decode.wire.protocol import DraftSampling, Spec, Tag, extend_hash
 
 # How far the sum of a law in single precision may be from 1: far above its rounding, far below any damage.
 _LAW_TOLERANCE = 1e-3

@@ -14,8 +14,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from forethought.core.errors import ConfigError, ForethoughtError, InputError
-from forethought.decode.budget import SchedulerConfig, SchedulerCounts, prefill_limit, step_bound
-from forethought.decode.pages import PageManager
+from forethought.decode.batching.budget import SchedulerConfig, SchedulerCounts, prefill_limit, step_bound
+from forethought.decode.batching.pages import PageManager
 from forethought.decode.request import Request, Status, Work
 
 

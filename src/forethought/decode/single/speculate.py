@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from forethought.core.errors import ConfigError
-from forethought.decode.cached import CachedModel
-from forethought.decode.chance import Chance
-from forethought.decode.sampling import SamplingParams, distribution, point_mass
-from forethought.decode.verify import Verdict, draw
+from forethought.decode.law.chance import Chance
+from forethought.decode.law.sampling import SamplingParams, distribution, point_mass
+from forethought.decode.law.verify import Verdict, draw
+from forethought.decode.single.cached import CachedModel
 
 LONGEST_NGRAM, SHORTEST_NGRAM = 4, 2
 

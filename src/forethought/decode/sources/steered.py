@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forethought.decode.draft import Draft, Judged
-from forethought.decode.model_of_speed import Plan
-from forethought.decode.ngram import NgramSource
-from forethought.decode.protocol import MAX_TOKENS, Demand, Fallback, Spread
-from forethought.decode.remote import RemoteSource
+from forethought.decode.planning.model_of_speed import Plan
 from forethought.decode.request import Request
+from forethought.decode.sources.ngram import NgramSource
+from forethought.decode.sources.remote import RemoteSource
+from forethought.decode.wire.protocol import MAX_TOKENS, Demand, Fallback, Spread
 
 _FALLBACKS = {"draft": Fallback.DRAFT, "ngram": Fallback.NGRAM, "none": Fallback.NONE}
 _SPREADS = {"uniform": Spread.UNIFORM, "geometric": Spread.GEOMETRIC, "empirical": Spread.EMPIRICAL}

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from forethought.decode.chance import Chance
-from forethought.decode.pages import PageManager
-from forethought.decode.protocol import Prefill, extend_hash
-from forethought.decode.sampling import SamplingParams
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.law.chance import Chance
+from forethought.decode.law.sampling import SamplingParams
+from forethought.decode.wire.protocol import Prefill, extend_hash
 from forethought.nn.rows import Int32, Rows
 
 _SPARE = 64

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from forethought.core.config import config
 from forethought.core.errors import InputError
-from forethought.decode.curves import Curve, Timing
-from forethought.decode.foresight import FanOut
+from forethought.decode.drafter.foresight import FanOut
+from forethought.decode.planning.curves import Curve, Timing
 from forethought.lookahead import geometric, uniform
 
 Floats = NDArray[np.float64]

@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import Any
 
 from forethought.core.errors import ConfigError
-from forethought.decode.transport import SEND_SECONDS, Capabilities, Frame, PeerClosedError, TransportError
 from forethought.decode.transports.serving import await_speculator
 from forethought.decode.transports.shared_memory import CAPACITY, SPIN_SECONDS, SharedMemoryTransport
+from forethought.decode.transports.transport import SEND_SECONDS, Capabilities, Frame, PeerClosedError, TransportError
 
-SPECULATOR = "forethought.decode.speculator:open_speculator"
+SPECULATOR = "forethought.decode.drafter.speculator:open_speculator"
 """What the process builds by default."""
 
 START_SECONDS = 120.0
@@ -194,7 +194,7 @@ def _spawn(order: Mapping[str, Any], descriptors: tuple[int, int], log: int) -> 
     line = json.dumps({**order, "descriptors": descriptors, "parent": os.getpid()}).encode() + b"\n"
     # -P keeps the current directory off the import path: a file that lies there must not be taken for a module.
     process = subprocess.Popen(
-        [sys.executable, "-P", "-X", "faulthandler", "-m", "forethought.decode.draft_child"],
+        [sys.executable, "-P", "-X", "faulthandler", "-m", "forethought.decode.drafter.child"],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,

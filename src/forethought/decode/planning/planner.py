@@ -16,10 +16,10 @@ from pydantic import Field
 
 from forethought.core.config import config
 from forethought.core.errors import ConfigError
-from forethought.decode.beliefs import KINS, RoundTimes, VerdictCounts
+from forethought.decode.drafter.foresight import FanOut
 from forethought.decode.engine import Round
-from forethought.decode.foresight import FanOut
-from forethought.decode.model_of_speed import (
+from forethought.decode.planning.beliefs import KINS, RoundTimes, VerdictCounts
+from forethought.decode.planning.model_of_speed import (
     Beliefs,
     CostCurves,
     Costs,

@@ -17,12 +17,14 @@ import numpy as np
 
 from forethought.core.errors import ConfigError, InputError
 from forethought.decode.draft import NO_DRAFT, Draft, Judged, Source
-from forethought.decode.draft_accounts import DraftAccounts
-from forethought.decode.draft_options import RemoteOptions
-from forethought.decode.links import Health, Link, Observer, law_rows
-from forethought.decode.messages import decode, encode
-from forethought.decode.ngram import NgramIndex, ngram_draft
-from forethought.decode.protocol import (
+from forethought.decode.drafter.accounts import DraftAccounts
+from forethought.decode.request import Request
+from forethought.decode.sources.links import Health, Link, Observer, law_rows
+from forethought.decode.sources.ngram import NgramIndex, ngram_draft
+from forethought.decode.transports.transport import BacklogError, Transport, TransportError
+from forethought.decode.wire.messages import decode, encode
+from forethought.decode.wire.options import RemoteOptions
+from forethought.decode.wire.protocol import (
     BEYOND,
     EMPTY_HASH,
     Demand,
@@ -40,8 +42,6 @@ from forethought.decode.protocol import (
     disagreement,
     extend_hash,
 )
-from forethought.decode.request import Request
-from forethought.decode.transport import BacklogError, Transport, TransportError
 
 _SOURCES: dict[Origin, Source] = {
     Origin.NONE: "none",

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from forethought.decode.branches import Branches
-from forethought.decode.ngram import NgramIndex
-from forethought.decode.protocol import Demand, Origin, Tag
-from forethought.decode.trunk import Trunk
+from forethought.decode.drafter.branches import Branches
+from forethought.decode.drafter.trunk import Trunk
+from forethought.decode.sources.ngram import NgramIndex
+from forethought.decode.wire.protocol import Demand, Origin, Tag
 
 
 class Drafted(NamedTuple):

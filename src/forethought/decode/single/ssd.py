@@ -21,11 +21,11 @@ from torch import Tensor
 
 from forethought.core.config import config
 from forethought.core.errors import ConfigError
-from forethought.decode.cached import CachedModel
-from forethought.decode.foresight import FanOut, Foresight
-from forethought.decode.sampling import SamplingParams, distribution
-from forethought.decode.speculate import PROPOSERS, DecodeState, Proposal, draft_with_model
-from forethought.decode.verify import Verdict, draw
+from forethought.decode.drafter.foresight import FanOut, Foresight
+from forethought.decode.law.sampling import SamplingParams, distribution
+from forethought.decode.law.verify import Verdict, draw
+from forethought.decode.single.cached import CachedModel
+from forethought.decode.single.speculate import PROPOSERS, DecodeState, Proposal, draft_with_model
 from forethought.lookahead import CacheStatistics, OutcomeCache
 
 Outcome = tuple[int, int]

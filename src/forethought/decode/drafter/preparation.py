@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from forethought.core.errors import InputError
-from forethought.decode.branches import fork
-from forethought.decode.draft_accounts import DraftAccounts
-from forethought.decode.drafting import Step, draft_step, guess, read, sampler
-from forethought.decode.foresight import FanOut, Foresight
-from forethought.decode.lane import Drafted, Lane
-from forethought.decode.pages import PageManager
-from forethought.decode.protocol import Origin, Spread
-from forethought.decode.trunk import Share, Trunk
+from forethought.decode.batching.pages import PageManager
+from forethought.decode.drafter.accounts import DraftAccounts
+from forethought.decode.drafter.branches import fork
+from forethought.decode.drafter.drafting import Step, draft_step, guess, read, sampler
+from forethought.decode.drafter.foresight import FanOut, Foresight
+from forethought.decode.drafter.lane import Drafted, Lane
+from forethought.decode.drafter.trunk import Share, Trunk
+from forethought.decode.wire.protocol import Origin, Spread
 from forethought.lookahead import OutcomeCache
 from forethought.nn.rows import PagedModel
 

@@ -1,0 +1,1 @@
+"""How much to speculate: curves of passes, beliefs about verdicts, and the choice."""
