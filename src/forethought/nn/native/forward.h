@@ -88,12 +88,20 @@ class Pass {
                     m.extras[i * r.num_extra + m.num_extras[i]++] = r.extra[i * r.num_extra + e];
             most_extra = std::max(most_extra, size_t(m.num_extras[i]));
         }
-        // Scores, raw scores of blocks (a page of one slot takes a block of its own), block numbers, one query, one sum.
-        const size_t positions = rounded(most_seen + most_extra + 2 * BLOCK, BLOCK);
+        groups.clear();
+        for (size_t i = 0; i < n; i++) {
+            const bool joins = !groups.empty() && groups.back().count < TOGETHER &&
+                               r.sequence[groups.back().first] == r.sequence[i];
+            if (joins)
+                groups.back().count++;
+            else
+                groups.push_back({i, 1});
+        }
+        // For each row that goes along: scores, a query and a sum; for all: raw scores of blocks (a page of one slot
+        // takes a block of its own) and the numbers of blocks.
+        positions = rounded(most_seen + most_extra + 2 * BLOCK, BLOCK);
         raw_size = rounded((s.page_size % BLOCK ? std::max(most_seen, most_extra) : most_extra) * BLOCK + BLOCK, BLOCK);
-        scratch_size = 2 * positions + raw_size + 4 * m.stride;
-        scratch_size = rounded(scratch_size, 16);
-        most_positions = positions;
+        scratch_size = rounded(TOGETHER * (positions + 2 * m.stride) + raw_size + rounded(most_extra, 16), 16);
         m.scratch.of(scratch_size * size_t(m.team.size()));
     }
 
@@ -161,9 +169,10 @@ class Pass {
             for (size_t i = first; i < last; i++) remember(layer, i, projected + i * m.qkv, thread);
         });
         float *mixed = m.mixed.of(n * m.attended + LANES);
-        m.team.share(n * s.heads, [&](int thread, size_t first, size_t last) {
+        // Head by head: its keys and values stay near for all rows.
+        m.team.share(groups.size() * s.heads, [&](int thread, size_t first, size_t last) {
             for (size_t i = first; i < last; i++)
-                attend(layer, i / s.heads, int(i % s.heads), projected + i / s.heads * m.qkv, mixed, thread);
+                together<TOGETHER>(layer, groups[i % groups.size()], int(i / groups.size()), projected, mixed, thread);
         });
         residual(l.matrix[OUTPUT], mixed, m.attended, m.attended, l.vector[OUTPUT_BIAS]);
     }
@@ -197,22 +206,36 @@ class Pass {
         }
     }
 
-    void attend(int layer, size_t i, int head, const float *row, float *mixed, int thread) {
-        float *scores = scratch(thread), *raw = scores + most_positions, *query = raw + raw_size;
-        int32_t *blocks = (int32_t *)(query + m.stride);
-        float *sum = query + m.stride + most_positions;
-        const float *from = row + size_t(head) * s.width;
+    // Rows of one sequence that attend together.
+    struct Group {
+        size_t first;
+        int count;
+    };
+
+    template <int R>
+    void together(int layer, const Group &group, int head, const float *projected, float *mixed, int thread) {
+        if (group.count == R) return attend_rows<R>(layer, group.first, head, projected, mixed, thread);
+        if constexpr (R > 1) together<R - 1>(layer, group, head, projected, mixed, thread);
+    }
+
+    template <int R>
+    void attend_rows(int layer, size_t first, int head, const float *projected, float *mixed, int thread) {
+        float *scores = scratch(thread), *query = scores + TOGETHER * positions, *sum = query + TOGETHER * m.stride;
+        float *raw = sum + TOGETHER * m.stride;
+        const Work work{query, scores, raw, sum, (int32_t *)(raw + raw_size), positions};
         const float scale = 1.0f / std::sqrt(float(s.width));
-        for (int d = 0; d < s.width; d++) query[d] = from[d] * scale;
+        Sight sights[R];
+        for (int i = 0; i < R; i++) {
+            const size_t row = first + size_t(i);
+            const float *from = projected + row * m.qkv + size_t(head) * s.width;
+            for (int d = 0; d < s.width; d++) query[i * m.stride + d] = from[d] * scale;
+            sights[i] = {size_t(r.visible[row]), m.extras.data() + row * size_t(r.num_extra), size_t(m.num_extras[row])};
+        }
         const int kv = head / (s.heads / s.kv_heads);
-        const Prefix &prefix = m.prefixes[r.sequence[i]];
-        const size_t seen = size_t(r.visible[i]), num_extra = size_t(m.num_extras[i]);
-        const int32_t *extra = m.extras.data() + i * size_t(r.num_extra);
-        all_scores(query, s.width, m.keys_of(layer, kv), prefix, seen, extra, num_extra, scores, raw, blocks);
-        const float weight = exponentials(scores, seen + num_extra);
-        blend_all(scores, m.values_of(layer, kv), m.stride, prefix, seen, extra, num_extra,
-                  seen + num_extra ? 1.0f / weight : 0.0f, sum);
-        memcpy(mixed + i * m.attended + size_t(head) * s.width, sum, size_t(s.width) * 4);
+        const Head place{m.keys_of(layer, kv), m.values_of(layer, kv), s.width, m.stride};
+        attend<R>(place, m.prefixes[r.sequence[first]], sights, work);
+        for (int i = 0; i < R; i++)
+            memcpy(mixed + (first + i) * m.attended + size_t(head) * s.width, sum + i * m.stride, size_t(s.width) * 4);
     }
 
     void mlp(int layer) {
@@ -231,5 +254,6 @@ class Pass {
     const Rows &r;
     const size_t n;
     float *x = nullptr;
-    size_t most_seen = 0, most_positions = 0, raw_size = 0, scratch_size = 0;
+    size_t most_seen = 0, positions = 0, raw_size = 0, scratch_size = 0;
+    std::vector<Group> groups;
 };
