@@ -56,6 +56,33 @@ def test_greedy_speculation_gives_the_plain_tokens(open_llm: Open, method: str, 
     assert fast.metrics()["counters"]["drafted_tokens"] > 0
 
 
+@pytest.mark.parametrize("transport", ["in-process", "thread"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_executor_of_accelerators_gives_the_same_greedy_tokens(open_llm: Open, method: str, transport: str) -> None:
+    prompts = random_prompts(7, seed=5)
+    plain = tokens_of(open_llm(), prompts, GREEDY)
+    fast = open_llm(method, speculative={"transport": transport}, backend="graphed")
+    assert fast.backend == "GraphedPagedModel"
+    assert num_differences(plain, tokens_of(fast, prompts, GREEDY)) == 0
+    sources = fast.metrics()["by_source"]
+    assert sources["cache" if method == "ssd" else method] > 0
+
+
+def test_sampled_tokens_of_the_accelerators_executor_are_a_function_of_the_seed(open_llm: Open) -> None:
+    prompts, params = random_prompts(4, seed=6), SamplingParams(max_tokens=24, temperature=0.9, ignore_eos=True, seed=3)
+    one, other = (tokens_of(open_llm("ssd", backend="graphed"), prompts, params) for _ in range(2))
+    assert one == other
+    assert one == tokens_of(open_llm("ssd"), prompts, params)
+
+
+def test_a_device_that_is_not_there_is_named(places: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match="the device 'nowhere' cannot be used here"):
+        LLM(places[0], device="nowhere")
+    settings = {"method": "draft", "model": str(places[1]), "device": "meta"}
+    with pytest.raises(ConfigError, match="'meta' holds no weights"):
+        LLM(places[0], speculative_config=settings)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("k", [1, 3, 5, 8])
 @pytest.mark.parametrize("method", METHODS)

@@ -44,6 +44,8 @@ class GenerateArguments:
     """Tokens proposed a round; None measures first and chooses."""
     stop: tuple[str, ...] = ()
     """Strings that end the text."""
+    device: str = "cpu"
+    """Where the model runs, such as cpu, cuda or cuda:1; a draft runs there too."""
     json: bool = False
     """Print the result as one last line on standard output, the text on standard error."""
 
@@ -52,7 +54,12 @@ Method = Literal["ssd", "draft", "ngram", "none"]
 
 
 def open_engine(
-    directory: Path, *, method: Method, draft: Path | None = None, num_speculative_tokens: int | None = None
+    directory: Path,
+    *,
+    method: Method,
+    draft: Path | None = None,
+    num_speculative_tokens: int | None = None,
+    device: str = "cpu",
 ) -> LLM:
     """Open a model behind an engine that speculates by a method; None lets the planner choose how far.
 
@@ -61,13 +68,13 @@ def open_engine(
         ArtefactError: a directory holds no language model.
     """
     if method == "none":
-        return LLM(directory, max_num_seqs=1)
+        return LLM(directory, max_num_seqs=1, device=device)
     settings: dict[str, Any] = {"method": method}
     if method != "ngram" and draft is not None:
         settings["model"] = str(draft)
     if num_speculative_tokens is not None:
         settings |= {"num_speculative_tokens": num_speculative_tokens, "budget": DEFAULT_BUDGET}
-    return LLM(directory, speculative_config=settings, max_num_seqs=1)
+    return LLM(directory, speculative_config=settings, max_num_seqs=1, device=device)
 
 
 def continue_prompt(
@@ -109,7 +116,11 @@ def generate_verb(arguments: list[str]) -> dict[str, Any]:
         stream.flush()
 
     with open_engine(
-        given.directory, method=method, draft=given.draft, num_speculative_tokens=given.num_speculative_tokens
+        given.directory,
+        method=method,
+        draft=given.draft,
+        num_speculative_tokens=given.num_speculative_tokens,
+        device=given.device,
     ) as llm:
         write(given.prompt)
         completion, seconds = continue_prompt(llm, given.prompt, params, write=write)

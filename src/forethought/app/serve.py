@@ -55,8 +55,10 @@ class ServeArguments:
     """So many texts may run or wait; a request beyond them is answered 429."""
     max_request_cost: int = 1 << 18
     """The most that prompt tokens + n * max_tokens * (1 + logprobs) of one request may be."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The precision of the weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The precision of the weights; auto keeps bfloat16 where they are stored so."""
+    device: str = "cpu"
+    """Where the model runs, such as cpu, cuda or cuda:1; a draft runs there too."""
     num_threads: int | None = None
     """Threads of the model; all cores but those of a draft process unless given."""
     grace: float = 30.0
@@ -132,6 +134,7 @@ def _open(given: ServeArguments) -> Any:
         max_model_len=given.max_model_len,
         max_num_seqs=given.max_num_seqs,
         dtype=given.dtype,
+        device=given.device,
         num_threads=given.num_threads,
     )
     return ServedLanguageModel(llm)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from forethought.core.errors import ConfigError
 from forethought.decode.batching.budget import SchedulerConfig
@@ -17,6 +18,15 @@ from forethought.decode.drafter.process import DraftProcess
 from forethought.decode.drafter.speculator import identity_of, open_speculator
 from forethought.decode.engine import Engine
 from forethought.decode.options import EngineConfig, SpeculativeConfig
+from forethought.decode.placement import (
+    draft_core,
+    draft_device,
+    num_pages_for,
+    num_threads_for,
+    priority_setting,
+    transport_for,
+    weight_type,
+)
 from forethought.decode.planning.curves import measure
 from forethought.decode.planning.model_of_speed import CostCurves, Plan
 from forethought.decode.planning.planner import Planner, PlannerConfig
@@ -26,13 +36,11 @@ from forethought.decode.sources.ngram import NgramSource, NoSource
 from forethought.decode.sources.remote import RemoteSource
 from forethought.decode.sources.steered import SteeredSource, demand_of
 from forethought.decode.transports.in_process import InProcessTransport
-from forethought.decode.transports.threads import ThreadTransport
+from forethought.decode.transports.threads import ThreadTransport, stream_setting
 from forethought.decode.transports.transport import Transport
-from forethought.nn.config import TransformerConfig
 from forethought.nn.devices import usable_device
-from forethought.nn.paged import ChainModel, open_paged_model
+from forethought.nn.paged import Backend, ChainModel, open_paged_model
 
-MEMORY_SHARE = 0.25
 DEFAULT_LENGTH, DEFAULT_BUDGET = 5, 16
 MEASURED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 _PAGE = 16
@@ -59,15 +67,15 @@ def build_engine(served: ServedModel, settings: EngineConfig, speculative: Specu
         ConfigError: the settings contradict each other or the model.
         ArtefactError: the draft's directory holds no language model.
     """
-    config = served.model.config
+    config, place = served.model.config, usable_device(settings.device)
     max_model_len = min(settings.max_model_len or config.max_positions, config.max_positions)
     num_pages = num_pages_for(config, settings, max_model_len)
     target = open_paged_model(
-        served.model.to(usable_device(settings.device)),
+        served.model.to(place),
         num_pages=num_pages,
         page_size=settings.block_size,
         backend=settings.backend,
-        dtype=settings.dtype,
+        dtype=weight_type(settings.dtype),
         num_threads=num_threads_for(settings, speculative),
     )
     scheduling = SchedulerConfig(
@@ -82,7 +90,7 @@ def build_engine(served: ServedModel, settings: EngineConfig, speculative: Specu
     with ExitStack() as started:
         drafts = _Drafts(served, target, settings, speculative, max_model_len, started)
         engine = Engine(
-            verifier=TargetVerifier(target, eos_token_ids=served.end_of_text),
+            verifier=TargetVerifier(target, eos_token_ids=served.end_of_text, setting=priority_setting(place)),
             scheduler=Scheduler(scheduling, pages),
             source=drafts.source,
             max_length=max_model_len,
@@ -151,13 +159,15 @@ class _Drafts:
         speculative = self._speculative
         longest, budget = longest_draft(speculative), largest_budget(speculative)
         one = -(-max_model_len // _PAGE) + -(-(longest + 1) * (budget + 1) // _PAGE) + 2
+        place = draft_device(self._settings, speculative)
         order: dict[str, Any] = {
             "model": str(draft.directory),
             "num_pages": one * self._settings.max_num_seqs,
             "page_size": _PAGE,
-            "backend": self._settings.backend,
-            "dtype": speculative.dtype,
+            "backend": self._backend(place),
+            "dtype": weight_type(speculative.dtype),
             "num_threads": speculative.num_threads,
+            "device": str(place),
             "options": {
                 "num_speculative_tokens": longest,
                 "budget": budget,
@@ -167,13 +177,20 @@ class _Drafts:
                 "defer": True,
             },
         }
-        if uses_process(speculative):
+        way = transport_for(self._settings, speculative)
+        if way == "process":
             process = DraftProcess(order, core=draft_core(speculative), num_threads=speculative.num_threads)
             self.process_id = process.process_id
             return process
-        if speculative.transport == "thread":
-            return ThreadTransport(lambda: open_speculator(**order))
+        if way == "thread":
+            setting = nullcontext if place.type == "cpu" else stream_setting(place)
+            return ThreadTransport(lambda: open_speculator(**order), setting=setting)
         return InProcessTransport(open_speculator(**order))
+
+    def _backend(self, place: torch.device) -> Backend:
+        """The draft's executor: the target's, unless it lives on a device of another kind."""
+        here = torch.device(self._settings.device).type == place.type
+        return self._settings.backend if here else "auto"
 
     def _costs(self, draft: ServedModel | None, link: float) -> CostCurves:
         """Measure what passes cost; the draft is measured here too, on a pool of its own that is dropped again."""
@@ -181,12 +198,13 @@ class _Drafts:
         own = measure(self._target, MEASURED_SIZES, contexts=contexts or (0,), greedy=True)
         if draft is None:
             return CostCurves(target=own, host=HOST_SECONDS)
+        place = draft_device(self._settings, self._speculative)
         copy = open_paged_model(
-            draft.model,
+            draft.model.to(place),
             num_pages=-(-(contexts[-1] if contexts else 0) // _PAGE) + MEASURED_SIZES[-1] // _PAGE + 1,
             page_size=_PAGE,
-            backend=self._settings.backend,
-            dtype=self._speculative.dtype,
+            backend=self._backend(place),
+            dtype=weight_type(self._speculative.dtype),
             num_threads=self._speculative.num_threads,
         )
         theirs = measure(copy, MEASURED_SIZES, contexts=contexts or (0,), greedy=True)
@@ -239,39 +257,3 @@ def largest_budget(speculative: SpeculativeConfig) -> int:
     if speculative.method != "ssd":
         return 0
     return max(PlannerConfig().budgets) if speculative.budget == "auto" else speculative.budget
-
-
-def num_threads_for(settings: EngineConfig, speculative: SpeculativeConfig) -> int:
-    """Return the threads of the target: all cores, less those of a draft process."""
-    if settings.num_threads is not None:
-        return settings.num_threads
-    beside = speculative.num_threads if uses_process(speculative) else 0
-    return max(len(os.sched_getaffinity(0)) - beside, 1)
-
-
-def uses_process(speculative: SpeculativeConfig) -> bool:
-    """Return whether the draft runs in a process of its own."""
-    if speculative.method not in ("ssd", "draft"):
-        return False
-    if speculative.transport == "auto":
-        return speculative.method == "ssd" and (os.cpu_count() or 1) > 1
-    return speculative.transport == "process"
-
-
-def draft_core(speculative: SpeculativeConfig) -> int | None:
-    """Return the core that a draft process is pinned to: the one asked for, or the last of several."""
-    if speculative.draft_core is not None:
-        return speculative.draft_core
-    cores = sorted(os.sched_getaffinity(0))
-    return cores[-1] if len(cores) > 1 else None
-
-
-def num_pages_for(config: TransformerConfig, settings: EngineConfig, max_model_len: int) -> int:
-    """Return how many pages the pool has: enough for all, in a quarter of the memory there is."""
-    if settings.num_blocks is not None:
-        return settings.num_blocks
-    size = settings.block_size
-    one = -(-max_model_len // size)
-    bytes_a_page = 8 * config.num_layers * size * config.resolved_kv_heads * config.resolved_head_dim
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(one, min(one * settings.max_num_seqs, int(MEMORY_SHARE * memory) // bytes_a_page))

@@ -9,9 +9,11 @@ from pydantic import Field
 from forethought.core.config import config
 from forethought.core.errors import ConfigError
 from forethought.decode.drafter.foresight import FanOut
+from forethought.nn.paged import Backend
 
 SpeculativeMethod = Literal["ssd", "draft", "ngram"]
 Auto = Literal["auto"]
+DType = Literal["auto", "float32", "bfloat16"]
 
 
 @config
@@ -22,8 +24,9 @@ class SpeculativeConfig:
     verdicts a round) are numbers, or "auto": then the planner measures and chooses, and may choose not to speculate.
     `fallback` answers a verdict that was not foreseen: a draft made on the spot, prompt lookup, or nothing.
     `transport` says where the draft lives: in a process of its own ("process", pinned to `draft_core`), in a thread of
-    this one ("thread"), or in this one, taking turns ("in-process"); "auto" is a process for "ssd" where there is a
-    second core. `saguaro` is the constant C of Saguaro sampling (1 is off).
+    this one ("thread"), or in this one, taking turns ("in-process"); "auto" is, for "ssd", a thread with a stream of
+    its own where the draft is on an accelerator, else a process where there is a second core. `device` None puts the
+    draft where the target is. `saguaro` is the constant C of Saguaro sampling (1 is off).
 
     Raises:
         ConfigError: a field is unknown, out of range, or missing for the method.
@@ -41,7 +44,8 @@ class SpeculativeConfig:
     transport: Literal["auto", "process", "thread", "in-process"] = "auto"
     draft_core: Annotated[int, Field(ge=0)] | None = None
     num_threads: Annotated[int, Field(ge=1, le=256)] = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DType = "auto"
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.method in ("ssd", "draft") and self.model is None:
@@ -59,8 +63,9 @@ class EngineConfig:
     `max_model_len` None means the model's whole context. `num_blocks` pages of `block_size` tokens hold keys and
     values; None takes what `max_num_seqs` whole contexts need, at most a quarter of the memory there is.
     `num_threads` None means all cores but those of a draft process. `backend` "native" needs a C++ compiler and a CPU,
-    "torch" runs everywhere, "auto" takes the first that can be had. `dtype` "bfloat16" rounds the weights: half the
-    memory to read for every token, and a slightly different model.
+    "graphed" is for accelerators (CUDA graphs), "torch" runs everywhere, "auto" takes the first that can be had.
+    `dtype` "bfloat16" rounds the weights: half the memory to read for every token, and a slightly different model;
+    "auto" keeps bfloat16 where the weights are stored so.
 
     Raises:
         ConfigError: a field is unknown or out of range.
@@ -74,6 +79,6 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     num_threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    backend: Literal["auto", "native", "torch"] = "auto"
+    backend: Backend = "auto"
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DType = "auto"

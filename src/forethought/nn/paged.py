@@ -1,4 +1,4 @@
-"""Executors of paged models: the portable one in PyTorch, the native one where it can be built, one door to both.
+"""Executors of paged models: a portable one, a native one for CPUs, one of static shapes for accelerators; one door.
 
 Shape suffixes: N rows, M wanted rows, K later passes of a chain, E extra slots, V vocabulary.
 """
@@ -6,7 +6,7 @@ Shape suffixes: N rows, M wanted rows, K later passes of a chain, E extra slots,
 from __future__ import annotations
 
 import copy
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forethought.core.errors import InputError, StorageError
+from forethought.nn.graphed import GraphedPagedModel
 from forethought.nn.language_model import LanguageModel
 from forethought.nn.native import NativeError, NativePagedModel
 from forethought.nn.native.model import WeightType
 from forethought.nn.paged_cache import PagedCache, check_rows
 from forethought.nn.rows import Int32, PagedModel, Rows
 
-Backend: TypeAlias = Literal["auto", "native", "torch"]
+Backend: TypeAlias = Literal["auto", "native", "torch", "graphed"]
 
 
 class ChainModel(PagedModel, Protocol):
@@ -144,9 +145,11 @@ def open_paged_model(
 ) -> ChainModel:
     """Return the best executor of a model with a pool of pages.
 
-    "native" needs a model on the CPU and a C++ compiler; "auto" takes "torch" where these are not there and says why in
-    `fallback_reason`. `dtype` is that of the weights (None: bfloat16 where the model's are, else float32, or any that
-    the model has under "torch"); with "bfloat16" both executors compute the same, in float32 from rounded matrices.
+    "native" needs a model on the CPU and a C++ compiler. "graphed" captures passes of static shapes as CUDA graphs and
+    runs step by step where there are none. "auto" takes "graphed" on an accelerator, else "native", else "torch", and
+    says in `fallback_reason` why the one before could not be had. `dtype` is that of the weights (None: bfloat16 where
+    the model's are, else float32, or any that the model has under "torch" and "graphed"); with "bfloat16" "native" and
+    "torch" compute the same, in float32 from rounded matrices, and "graphed" computes in bfloat16 throughout.
     Pages of a multiple of 16 positions are the fastest natively. `num_threads` is for "native"; PyTorch has its own.
 
     Raises:
@@ -154,10 +157,13 @@ def open_paged_model(
         NativeError: backend is "native" and the kernels cannot be used here; the message says why.
         StorageError: backend is "native" and the cache of compiled libraries cannot be written.
     """
-    if backend not in ("auto", "native", "torch"):
-        raise InputError(f"backend {backend!r}; give 'auto', 'native' or 'torch'")
+    if backend not in get_args(Backend):
+        raise InputError(f"backend {backend!r}; give one of {', '.join(get_args(Backend))}")
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype {dtype!r} of the weights; give 'float32', 'bfloat16' or None")
+    if backend == "graphed" or (backend == "auto" and model.embedding.weight.device.type != "cpu"):
+        kept = model if dtype is None else copy.deepcopy(model).to(getattr(torch, dtype))
+        return GraphedPagedModel(kept, num_pages, page_size)
     reason = None
     if backend != "torch":
         narrow = model.embedding.weight.dtype == torch.bfloat16

@@ -6,8 +6,10 @@ Shape suffixes: N rows, M rows whose logits are wanted, S sequences, P pages, K 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ from forethought.decode.law.verify import Verdict, verify, verify_greedy
 from forethought.decode.request import Request, Work
 from forethought.nn.rows import PagedModel, Rows
 
+Setting: TypeAlias = Callable[[], AbstractContextManager[object]]
+
 # What sampling and constraints raise: our own errors, torch's and NumPy's complaints about values, shapes, indices and
 # types, and the grammar library's. Whatever else turns up is a defect of the engine and not of one request.
 _REQUEST_FAILURES = (ForethoughtError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError)
@@ -36,11 +40,11 @@ class TargetVerifier:
 
     A verdict is a function of the request's tokens, parameters and draft alone. `eos_token_ids` are those that
     `min_tokens` holds back. Where every deciding request takes the most likely token as it is, the model is asked for
-    no more than that.
+    no more than that. `setting` makes the block that passes and judgements run in, such as a stream of a GPU.
     """
 
-    def __init__(self, model: PagedModel, *, eos_token_ids: Sequence[int] = ()) -> None:
-        self._model = model
+    def __init__(self, model: PagedModel, *, eos_token_ids: Sequence[int] = (), setting: Setting = nullcontext) -> None:
+        self._model, self._setting = model, setting
         self._eos_token_ids = tuple(eos_token_ids)
         self._judges: dict[int, _Judge] = {}
         self._constraints: dict[int, Constraint] = {}
@@ -59,6 +63,10 @@ class TargetVerifier:
 
         The drafted tokens are the last of a share; their laws are those of the request's draft, leading rows first.
         """
+        with self._setting():
+            return self._run(works, drafts)
+
+    def _run(self, works: Sequence[Work], drafts: Mapping[int, Draft]) -> list[Judged]:
         rows = build_rows(works, self._model.page_size)
         judges = [self._judge(work.request) if work.decides else None for work in works]
         if all(judge is None or judge.is_plain_greedy for judge in judges):

@@ -107,9 +107,13 @@ def guess(model: PagedModel, shares: Sequence[Share], drafted: Sequence[Sequence
     The wanted rows of a request are its last committed token and its drafted ones; a drafted token cannot be the bonus
     token where it is rejected, so it is not among the guesses there.
     """
-    logits_MV = model.logits(rows_of(shares))
     excluded_M = np.array([token for tokens in drafted for token in (*tokens, -1)], dtype=np.int64)
-    return top_k(logits_MV, min(width, logits_MV.shape[-1] - 1), excluded_M).tolist()
+    width = min(width, model.config.vocab_size - 1)
+    likeliest = getattr(model, "likeliest", None)
+    if likeliest is not None:
+        # On an accelerator the logits stay there.
+        return likeliest(rows_of(shares), width, excluded_M).tolist()
+    return top_k(model.logits(rows_of(shares)), width, excluded_M).tolist()
 
 
 @torch.inference_mode()

@@ -48,6 +48,7 @@ from forethought.decode.wire.protocol import (
     disagreement,
     extend_hash,
 )
+from forethought.nn.devices import usable_device
 from forethought.nn.native.model import WeightType
 from forethought.nn.paged import Backend, open_paged_model
 from forethought.nn.rows import PagedModel
@@ -305,6 +306,7 @@ def open_speculator(
     backend: Backend = "auto",
     dtype: WeightType | None = None,
     num_threads: int = 1,
+    device: str = "cpu",
     options: Mapping[str, Any] | None = None,
 ) -> Speculator:
     """Return the draft's side for a model directory, from plain values as they come over to another process.
@@ -313,13 +315,18 @@ def open_speculator(
 
     Raises:
         ArtefactError: the directory holds no language model or no tokenizer.
-        ConfigError: an option is unknown or out of range.
+        ConfigError: an option is unknown or out of range, or the device cannot be used.
         InputError: the executor cannot be had.
     """
     settings = from_dict(SpeculatorOptions, options or {}, source="the draft's options")
     served = open_model(model)
     executor = open_paged_model(
-        served.model, num_pages=num_pages, page_size=page_size, backend=backend, dtype=dtype, num_threads=num_threads
+        served.model.to(usable_device(device)),
+        num_pages=num_pages,
+        page_size=page_size,
+        backend=backend,
+        dtype=dtype,
+        num_threads=num_threads,
     )
     identity = identity_of(served, settings.num_speculative_tokens, settings.budget)
     return Speculator(executor, PageManager(num_pages, page_size), settings, identity=identity)
