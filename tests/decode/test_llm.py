@@ -75,6 +75,16 @@ def test_sampled_tokens_of_the_accelerators_executor_are_a_function_of_the_seed(
     assert one == tokens_of(open_llm("ssd"), prompts, params)
 
 
+def test_what_was_read_before_is_told_once_whatever_n(open_llm: Open) -> None:
+    llm = open_llm("ssd", block_size=4)
+    (prompt,) = as_prompts([list(range(1, 23))])
+    params = SamplingParams(max_tokens=6, n=3, ignore_eos=True)
+    assert llm.generate(prompt, params)[0].num_cached_tokens == 0
+    assert llm.generate(prompt, params)[0].num_cached_tokens == 20
+    plain = open_llm("ssd", block_size=4, enable_prefix_caching=False)
+    assert [plain.generate(prompt, params)[0].num_cached_tokens for _ in range(2)] == [0, 0]
+
+
 def test_a_device_that_is_not_there_is_named(places: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="the device 'nowhere' cannot be used here"):
         LLM(places[0], device="nowhere")

@@ -13,8 +13,8 @@ from tests.decode.drafting_bench import Bench, CheckedModel, Pair, make_source, 
 from forethought.core.errors import InputError
 from forethought.core.rng import generator
 from forethought.decode import Chance, SamplingParams, SSDOptions, draw
-from forethought.decode.drafter import preparation as preparation_module
 from forethought.decode.batching.pages import PageManager
+from forethought.decode.drafter import preparation as preparation_module
 from forethought.decode.drafter.branches import Branches
 from forethought.decode.drafter.drafting import Step
 from forethought.decode.drafter.foresight import Foresight

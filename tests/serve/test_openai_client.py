@@ -275,6 +275,19 @@ def test_the_server_gives_the_tokens_that_the_engine_gives_by_itself(real_house:
             assert given.json()["choices"][0]["text"] == wanted
 
 
+def test_usage_tells_what_of_the_prompt_was_there_already(sync_client: openai.OpenAI):
+    def cached(text: str) -> tuple[int, int]:
+        answer = sync_client.completions.create(model="table", prompt=text, max_tokens=5, n=2)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.usage.prompt_tokens, answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    text = "zebras were never named in this house before, and are now named once, slowly, letter by letter"
+    first, again = cached(text), cached(text)
+    assert first[1] == 0
+    assert again[1] == (again[0] - 1) // 16 * 16 > 0
+
+
 def test_speculation_is_told_token_by_token(real_house: House):
     body = {"model": "table", "prompt": "the cat", "max_tokens": 60, "stream": True, "seed": 2, "logprobs": 0}
     with real_house.http.stream("POST", "/v1/completions", json=body | {"return_speculation": True}) as answer:

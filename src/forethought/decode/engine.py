@@ -64,6 +64,7 @@ class _Sample:
     arrived: float
     last_token: float | None = None
     started_epoch: int = -1
+    num_cached_tokens: int = 0
     statistics: Statistics = field(default_factory=Statistics)
 
 
@@ -233,6 +234,7 @@ class Engine:
             if sample.started_epoch != request.epoch:
                 sample.started_epoch = request.epoch
                 if request.epoch == 0:
+                    sample.num_cached_tokens = work.start
                     self.counts.cached_prompt_tokens += work.start
                 if request.params.speculate:
                     self.source.start(request)
@@ -290,6 +292,7 @@ class Engine:
             rejected=draft.tokens[verdict.accepted :],
             source=draft.source,
             num_accepted=min(verdict.accepted, num_emitted),
+            num_cached_tokens=sample.num_cached_tokens,
         )
 
     def _fail(self, sample: _Sample, error: str, updates: list[Update]) -> None:

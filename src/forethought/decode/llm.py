@@ -169,6 +169,9 @@ class LLM:
 
     def _note(self, output: RequestOutput, update: Update) -> None:
         sample = output.outputs[update.index]
+        if update.index == 0:
+            # Later samples may find what the first has read.
+            output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
         sample.token_ids += update.token_ids
         sample.text += update.text
         if update.logprobs is not None and sample.logprobs is not None:

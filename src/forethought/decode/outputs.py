@@ -12,8 +12,9 @@ from forethought.decode.statistics import Statistics
 class Update:
     """What one step brought for one sample of one request.
 
-    `source` says where the judged draft came from, `rejected` which of its tokens the target did not keep. The last
-    update of a sample has a `finish_reason`: "stop", "length", "abort" or "error" (with `error` saying why).
+    `source` says where the judged draft came from, `rejected` which of its tokens the target did not keep,
+    `num_cached_tokens` how much of the prompt was there already when the sample began. The last update of a sample has
+    a `finish_reason`: "stop", "length", "abort" or "error" (with `error` saying why).
     """
 
     request_id: int
@@ -27,6 +28,7 @@ class Update:
     rejected: list[int] = field(default_factory=list[int])
     source: str = "none"
     num_accepted: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """A prompt and its samples, in the order of `n`."""
+    """A prompt and its samples, in the order of `n`; `num_cached_tokens` of the prompt did not have to be read."""
 
     request_id: str
     prompt: str | None

@@ -32,6 +32,7 @@ class Choice:
     logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    num_cached_tokens: int = 0
 
 
 class Call:
@@ -53,6 +54,11 @@ class Call:
     def num_generated(self) -> int:
         """Tokens generated so far."""
         return sum(len(choice.token_ids) for choice in self.choices)
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens of the prompts that did not have to be read, as their first samples found it."""
+        return sum(choice.num_cached_tokens for choice in self.choices[:: self.job.params.n])
 
     async def start(self) -> None:
         """Hand all requests to the engine.
@@ -118,6 +124,7 @@ class Call:
         choice.token_ids += update.token_ids
         choice.logprobs += update.logprobs or []
         choice.finish_reason, choice.stop_reason = update.finish_reason, update.stop_reason
+        choice.num_cached_tokens = max(choice.num_cached_tokens, update.num_cached_tokens)
         if update.token_ids:
             now = time.monotonic()
             if place in self._last_at:

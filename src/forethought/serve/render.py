@@ -201,7 +201,12 @@ class ChatRenderer:
 def usage(call: Call) -> Usage:
     """Return the tokens of a call; those of its prompts count once, however many samples they have."""
     read, written = call.job.num_prompt_tokens, call.num_generated
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": call.num_cached},
+    }
 
 
 class _Texts:

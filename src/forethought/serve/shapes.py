@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 
 class PromptDetails(TypedDict):
-    """What is known of the prompt's tokens."""
+    """What is known of the prompts' tokens: how many were found in the prefix cache."""
 
     cached_tokens: int
 
@@ -20,7 +20,7 @@ class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: NotRequired[PromptDetails]
+    prompt_tokens_details: PromptDetails
 
 
 class Rejected(TypedDict):
