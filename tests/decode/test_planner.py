@@ -27,6 +27,7 @@ from forethought.decode.planning.model_of_speed import (
 )
 from forethought.decode.planning.planner import Planner, PlannerConfig
 from forethought.decode.simulate import Behaviour, RankLaw, Recording, Simulated, VirtualClock, simulate
+from forethought.decode.sources.shadow import Shadow
 from forethought.lookahead import OutcomeHistogram, empirical
 from forethought.nn import LanguageModel
 from forethought.nn.paged import TorchPagedModel
@@ -130,9 +131,9 @@ def _truth(behaviour: Behaviour, longest: int = 12, num_ranks: int = 64) -> Beli
     laws = [[law.hit(count) for count in range(num_ranks + 1)] for law in (behaviour.rejected, behaviour.accepted)]
     ranks_GF = np.diff(np.array(laws), axis=1)
     return Beliefs(
-        {"model": acceptance_K, "ngram": ngram_K, "none": np.zeros(longest)},
-        {"model": ranks_GF, "ngram": ranks_GF, "none": ranks_GF},
-        behaviour.ngram_found,
+        {"model": acceptance_K, "ngram": ngram_K, "rescue": ngram_K, "none": np.zeros(longest)},
+        {"model": ranks_GF, "rescue": ranks_GF, "none": ranks_GF},
+        {"ngram": behaviour.ngram_found, "rescue": behaviour.ngram_found},
     )
 
 
@@ -396,7 +397,7 @@ def test_shadows_teach_about_prompt_lookup_without_a_trial():
     for _ in range(200):
         length = planner.plan.num_speculative_tokens
         if planner.plan.method == "draft":
-            planner.observe_shadow(length, length)
+            planner.observe_shadow(Shadow(length, length, False))
         source = planner.plan.method
         kept = length if source == "ngram" else 0
         wait = stall if source == "draft" else 0.0
@@ -404,28 +405,38 @@ def test_shadows_teach_about_prompt_lookup_without_a_trial():
     assert planner.report()["best_plan"]["method"] == "ngram"
 
 
-def test_rounds_without_a_shadow_count_as_nothing_found():
-    planner = Planner(PlannerConfig(methods=("ngram", "draft"), seconds=1e9), FAST_DRAFT)
+def test_lookup_as_a_rescue_is_judged_by_the_places_where_it_would_have_come():
+    planner = Planner(PlannerConfig(exploration=0.0, seconds=1e9), FAST_DRAFT)
+    planner.plan = Plan("ssd", 4, 16, fallback="draft", jit_length=4)
     for number in range(400):
-        if number % 4 == 0:
-            planner.observe_shadow(6, 6)
-        length = planner.plan.num_speculative_tokens
-        planner.observe(Round(length + 1, 1, 0.0, 0.02, 0.02, 2, [("draft", length, 1)]))
-    found = planner.report()["acceptance"]["ngram"]
-    assert found[0] == pytest.approx(0.25, abs=0.05)
-    assert found[1] > 0.9
+        # Where the model foresaw the verdict the text repeats itself; after a miss it seldom does.
+        after_miss = number % 4 == 0
+        right = number % 16 == 0 if after_miss else True
+        planner.observe_shadow(Shadow(6, 6, after_miss) if right else Shadow(0, 0, after_miss))
+        planner.observe(Round(5, 1, 0.0, 0.02, 0.02, 2, [("draft" if after_miss else "cache", 4, 1)]))
+    believed = planner.report()["acceptance"]
+    assert believed["ngram"][0] == pytest.approx(13 / 16, abs=0.05)
+    assert believed["rescue"][0] == pytest.approx(0.25, abs=0.05)
+    assert believed["rescue"][1] > 0.8
+    # Under that fallback its own verdicts say it, and shadows of the same rounds are not counted twice.
+    planner.plan = Plan("ssd", 4, 16, fallback="ngram", jit_length=4)
+    before = planner.report()["acceptance"]["rescue"]
+    planner.observe_shadow(Shadow(6, 0, True))
+    assert planner.report()["acceptance"]["rescue"] == pytest.approx(before, abs=5e-3)
+    for _ in range(400):
+        planner.observe(Round(5, 1, 0.0, 0.02, 0.02, 1, [("none", 0, 0)]))
+    assert planner.report()["acceptance"]["rescue"][0] < 0.15
 
 
 def test_acceptance_is_learned_position_by_position():
     counts = VerdictCounts(8, 16, 0.998)
     random = generator(0, "test.positions")
     truth = np.array([0.9, 0.6, 0.8, 0.8])
-    plan = Plan("draft", 4)
     for _ in range(3000):
         accepted = 0
         while accepted < 4 and random.random() < truth[accepted]:
             accepted += 1
-        counts.observe("draft", 4, accepted, plan)
+        counts.observe("model", 4, accepted, 4)
     believed = counts.beliefs().acceptance_K["model"]
     assert believed[:4] == pytest.approx(truth, abs=0.05)
     assert expected_tokens(believed[:4])[-1] == pytest.approx(expected_tokens(truth)[-1], rel=0.04)
@@ -469,10 +480,10 @@ def test_a_new_plan_is_told(capsys: pytest.CaptureFixture[str]):
 
 def test_a_histogram_of_ranks_is_what_hits_are_reckoned_from():
     counts, seen = VerdictCounts(4, 16, 0.9999), OutcomeHistogram(2, 16)
-    random, plan = generator(2, "test.ranks"), Plan("ssd", 4, 16)
+    random = generator(2, "test.ranks")
     for _ in range(4000):
         accepted, rank = int(random.integers(0, 5)), int(random.geometric(0.4) - 1)
-        counts.observe("cache", 4, accepted, plan)
+        counts.observe("model", 4, accepted, 4)
         counts.observe_rank("cache", 4, accepted, rank)
         seen.record(int(accepted == 4), rank)
     ranks_GF = counts.beliefs().ranks_GF["model"]

@@ -21,6 +21,7 @@ from forethought.decode.request import Request
 from forethought.decode.sources.links import law_rows
 from forethought.decode.sources.ngram import NgramIndex, NgramSource, NoSource
 from forethought.decode.sources.remote import RemoteSource
+from forethought.decode.sources.shadow import Shadow, ShadowCaster
 from forethought.decode.transports.in_process import InProcessTransport
 from forethought.decode.transports.transport import BacklogError, Frame, PeerClosedError
 from forethought.decode.wire.messages import decode, encode
@@ -361,13 +362,13 @@ def test_whoever_watches_learns_ranks_and_shadows(pair: Pair) -> None:
     class Watch:
         def __init__(self) -> None:
             self.ranks: list[tuple[str, int, int, int | None]] = []
-            self.shadows: list[tuple[int, int]] = []
+            self.shadows: list[Shadow] = []
 
         def observe_rank(self, source: str, num_drafted: int, accepted: int, rank: int | None) -> None:
             self.ranks.append((source, num_drafted, accepted, rank))
 
-        def observe_shadow(self, num_drafted: int, accepted: int) -> None:
-            self.shadows.append((num_drafted, accepted))
+        def observe_shadow(self, shadow: Shadow) -> None:
+            self.shadows.append(shadow)
 
     watch = Watch()
     source, _, speculator = scripted(pair, observer=watch)
@@ -378,7 +379,8 @@ def test_whoever_watches_learns_ranks_and_shadows(pair: Pair) -> None:
     assert len(watch.ranks) == int(accounts.ranks_rejected.sum() + accounts.ranks_accepted.sum())
     assert all(0 <= accepted <= drafted <= 4 for _, drafted, accepted, _ in watch.ranks)
     assert all(rank is None or 0 <= rank < 16 for *_, rank in watch.ranks)
-    assert all(0 <= accepted <= drafted for drafted, accepted in watch.shadows)
+    assert all(0 <= shadow.accepted <= shadow.num_drafted <= 8 for shadow in watch.shadows)
+    assert {shadow.after_miss for shadow in watch.shadows} == {False, True}
     known = source.statistics()["draft"]
     assert (known["hits"], known["misses"]) == (accounts.hits, accounts.misses)
     assert known["hit_rate"] == accounts.hits / (accounts.hits + accounts.misses)
@@ -420,6 +422,29 @@ def test_an_answer_in_time_is_never_mixed_with_the_texts_own(pair: Pair) -> None
     outcome = next(message for message in reversed(transport.sent) if isinstance(message, Outcome))
     assert outcome.accepted == -1
     assert Origin.NONE == 0
+
+
+@given(tokens=st.lists(st.integers(0, 2), min_size=4, max_size=80), data=st.data())
+@settings(deadline=None, max_examples=200)
+def test_a_shadow_is_what_lookup_would_have_brought_however_the_text_is_cut_into_rounds(
+    tokens: list[int], data: st.DataObject
+) -> None:
+    index, caster, at = NgramIndex(tokens[:3]), ShadowCaster(), 3
+    began, first_miss = 3, False
+    while at < len(tokens):
+        step = data.draw(st.integers(1, 6))
+        kept, after_miss = tokens[at : at + step], data.draw(st.booleans())
+        if not caster._proposed:
+            began, first_miss = at, after_miss
+        shadow = caster.commit(index, kept, 100, after_miss=after_miss)
+        index.extend(kept)
+        at += len(kept)
+        if shadow is not None:
+            proposed = PROPOSERS["ngram"](DecodeState(tokens[:began], SamplingParams(), Chance(0), 8), 8).tokens
+            right = [a == b for a, b in zip(proposed, tokens[began:], strict=False)]
+            accepted = right.index(False) if False in right else len(right)
+            assert (shadow.num_drafted, shadow.accepted) == (len(proposed), accepted)
+            assert shadow.after_miss == first_miss
 
 
 @given(tokens=st.lists(st.integers(0, 3), min_size=1, max_size=60), k=st.integers(0, 6), data=st.data())

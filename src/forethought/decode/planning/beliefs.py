@@ -17,8 +17,10 @@ from forethought.decode.planning.model_of_speed import Beliefs, Costs, Kin, Meth
 from forethought.lookahead import OutcomeHistogram
 
 Floats = NDArray[np.float64]
-KINS: tuple[Kin, ...] = ("model", "ngram", "none")
-PRIOR_ACCEPTANCE: dict[Kin, float] = {"model": 0.7, "ngram": 0.5, "none": 0.0}
+KINS: tuple[Kin, ...] = ("model", "ngram", "rescue", "none")
+LOOKUPS: tuple[Kin, ...] = ("ngram", "rescue")
+PRIOR_ACCEPTANCE: dict[Kin, float] = {"model": 0.7, "ngram": 0.5, "rescue": 0.5, "none": 0.0}
+PRIOR_FOUND = 0.5
 # In outcomes: a pooled prior that a dozen rounds overrule, and a pull of each position to the pooled rate.
 POOLED_WEIGHT, POSITION_WEIGHT, RANK_WEIGHT, MISS_WEIGHT = 8.0, 8.0, 16.0, 4.0
 # The short memory spans some 14 verdicts; its alarm is rare by chance (4.5 standard errors) and quick on a real change.
@@ -76,11 +78,35 @@ class _Acceptance:
             self._expected[num_drafted] = (mean, max(float(chances @ lengths**2) - mean**2, 0.05))
         return self._expected[num_drafted]
 
-    def law(self, optimism: float) -> Floats:
+    def pooled(self, prior: float | None = None) -> float:
+        """Return the rate over all positions, drawn to what is expected of the kin or to what is given."""
+        prior = PRIOR_ACCEPTANCE[self.kin] if prior is None else prior
+        return (self.kept_K.sum() + prior * POOLED_WEIGHT) / (self.tried_K.sum() + POOLED_WEIGHT)
+
+    def law(self, optimism: float, prior: float | None = None) -> Floats:
         """Return the chance of each position, drawn to the pooled rate where little was seen of it."""
-        pooled = (self.kept_K.sum() + PRIOR_ACCEPTANCE[self.kin] * POOLED_WEIGHT) / (self.tried_K.sum() + POOLED_WEIGHT)
+        pooled = self.pooled(prior)
         rate_K = (self.kept_K + POSITION_WEIGHT * pooled) / (self.tried_K + POSITION_WEIGHT)
         return _hopeful(rate_K, self.tried_K, optimism)
+
+
+@dataclass
+class _Lookups:
+    """How often prompt lookup finds something, and how much of the length asked for."""
+
+    looked_up: float = 0.0
+    found: float = 0.0
+    length: float = 1.0
+
+    def observe(self, num_drafted: int, wanted: int, decay: float) -> None:
+        self.looked_up = self.looked_up * decay + 1.0
+        self.found = self.found * decay + (num_drafted > 0)
+        if num_drafted > 0 and wanted > 0:
+            self.length += 0.02 * (min(num_drafted / wanted, 1.0) - self.length)
+
+    def rate(self, optimism: float, prior: float) -> float:
+        known = (self.found + prior * POOLED_WEIGHT) / (self.looked_up + POOLED_WEIGHT)
+        return float(_hopeful(np.array(known), np.array(self.looked_up), optimism))
 
 
 class VerdictCounts:
@@ -91,22 +117,18 @@ class VerdictCounts:
         self._acceptance: dict[Kin, _Acceptance] = {kin: _Acceptance(kin, max_length, decay) for kin in KINS}
         self._ranks = {kin: OutcomeHistogram(2, num_ranks, decay) for kin in KINS}
         self._prior_GF = _rank_prior(num_ranks)
-        self._looked_up, self._found = POOLED_WEIGHT, POOLED_WEIGHT / 2
-        self._length_found = 1.0
+        self._lookups: dict[Kin, _Lookups] = {kin: _Lookups() for kin in LOOKUPS}
         self._verdicts, self._missed, self._misses_expected = 0.0, 0.0, 0.0
 
-    def observe(self, source: str, num_drafted: int, accepted: int, plan: Plan) -> None:
-        """Count a verdict on a draft that was made under a plan."""
-        kin = kin_of(source, plan)
+    def observe(self, kin: Kin, num_drafted: int, accepted: int, wanted: int) -> None:
+        """Count a verdict on a draft for which `wanted` tokens were asked."""
         counts = self._acceptance[kin]
         judged = min(accepted + 1, num_drafted)
-        if kin == "ngram":
-            wanted = min(plan.num_speculative_tokens, counts.max_length)
-            self._looked_up = self._looked_up * self._decay + 1.0
-            self._found = self._found * self._decay + (num_drafted > 0)
+        if kin in self._lookups:
+            wanted = min(wanted, counts.max_length)
+            self._lookups[kin].observe(num_drafted, wanted, self._decay)
             if num_drafted == 0 or wanted == 0:
                 return
-            self._length_found += 0.02 * (min(num_drafted / wanted, 1.0) - self._length_found)
             # Prompt lookup stops because it found no more, which is a failure; a model is cut for outer reasons only.
             judged = min(accepted + 1, max(num_drafted, wanted))
         longest = counts.max_length
@@ -115,7 +137,9 @@ class VerdictCounts:
 
     def observe_rank(self, source: str, num_drafted: int, accepted: int, rank: int | None) -> None:
         """Count the rank of a bonus token among the draft's guesses, None for one that no guess would have caught."""
-        self._ranks[kin_of(source, Plan())].record(int(accepted == num_drafted), rank)
+        # Guesses are made where verdicts are foreseen only, and there prompt lookup is what answers a miss.
+        kin: Kin = "rescue" if source == "ngram" else "model" if source in ("cache", "draft") else "none"
+        self._ranks[kin].record(int(accepted == num_drafted), rank)
 
     def observe_hit(self, was_foreseen: bool, expected: float) -> None:
         """Count a verdict that was foreseen or not, against the chance that the ranks alone gave it."""
@@ -125,14 +149,19 @@ class VerdictCounts:
 
     def beliefs(self, *, optimism: float = 0.0, by_ranks_alone: bool = False) -> Beliefs:
         """Return what is believed; `optimism` in standard errors leans to what would make speculation pay."""
-        found = float(
-            _hopeful(np.array(self._found / self._looked_up), np.array(self._looked_up - POOLED_WEIGHT), optimism)
-        )
         laws_K: dict[Kin, Floats] = {kin: counts.law(optimism) for kin, counts in self._acceptance.items()}
-        laws_K["ngram"][0] *= found
+        # A rescue that was never seen will do no better than lookup does anywhere.
+        laws_K["rescue"] = self._acceptance["rescue"].law(optimism, self._acceptance["ngram"].pooled())
+        anywhere = self._lookups["ngram"].rate(0.0, PRIOR_FOUND)
+        found: dict[Kin, float] = {
+            "ngram": self._lookups["ngram"].rate(optimism, PRIOR_FOUND),
+            "rescue": self._lookups["rescue"].rate(optimism, anywhere),
+        }
+        for kin, rate in found.items():
+            laws_K[kin][0] *= rate
         laws_K["none"][:] = 0.0
         ranks_GF: dict[Kin, Floats] = {kin: self._rank_law(kin, optimism, by_ranks_alone) for kin in KINS}
-        return Beliefs(laws_K, ranks_GF, found, self._length_found)
+        return Beliefs(laws_K, ranks_GF, found, {kin: lookups.length for kin, lookups in self._lookups.items()})
 
     def _rank_law(self, kin: Kin, optimism: float, by_ranks_alone: bool) -> Floats:
         seen = self._ranks[kin]
@@ -218,8 +247,9 @@ def kin_of(source: str, plan: Plan) -> Kin:
     """Return which counts a draft belongs to; an empty one of prompt lookup counts there."""
     if source in ("cache", "draft"):
         return "model"
-    by_ngram = plan.method == "ngram" or (plan.method == "ssd" and plan.fallback == "ngram")
-    return "ngram" if source == "ngram" or by_ngram else "none"
+    if plan.method == "ssd" and (source == "ngram" or plan.fallback == "ngram"):
+        return "rescue"
+    return "ngram" if source == "ngram" or plan.method == "ngram" else "none"
 
 
 def _rank_prior(num_ranks: int) -> Floats:

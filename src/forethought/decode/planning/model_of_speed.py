@@ -24,7 +24,8 @@ from forethought.lookahead import geometric, uniform
 Floats = NDArray[np.float64]
 Method = Literal["none", "ngram", "draft", "ssd"]
 Fallback = Literal["draft", "ngram", "none"]
-Kin = Literal["model", "ngram", "none"]
+# Prompt lookup by itself, and as the answer to a verdict that the model did not foresee: a harder place in the text.
+Kin = Literal["model", "ngram", "rescue", "none"]
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,14 @@ class Beliefs:
 
     `acceptance_K` of a kin is the chance that a token is kept when all before it were. `ranks_GF` (2, F) holds, after a
     rejection and after a fully accepted draft, the chance that the bonus token is the draft's guess of each rank, not
-    rising. Prompt lookup finds something with chance `ngram_found`, which is part of its first acceptance too, and then
-    proposes the share `ngram_length` of the length asked for.
+    rising. Prompt lookup finds something with the chance `found` of its kin, which is part of its first acceptance too,
+    and then proposes the share `length` of the length asked for.
     """
 
     acceptance_K: dict[Kin, Floats]
     ranks_GF: dict[Kin, Floats]
-    ngram_found: float = 1.0
-    ngram_length: float = 1.0
+    found: dict[Kin, float] = field(default_factory=dict[Kin, float])
+    length: dict[Kin, float] = field(default_factory=dict[Kin, float])
     _hits: dict[tuple[Kin, int, FanOut], tuple[list[int], Floats]] = field(default_factory=dict, repr=False)
 
     def hits(self, kin: Kin, length: int, budgets_B: NDArray[np.int64], fan_out: FanOut) -> Floats:
@@ -113,13 +114,17 @@ class Beliefs:
 
     def _reckoned(self, kin: Kin, length: int, budgets_B: NDArray[np.int64], fan_out: FanOut) -> Floats:
         acceptance_K = self.acceptance_K[kin]
-        if kin != "ngram":
+        if kin not in ("ngram", "rescue"):
             return hit_probabilities(length_law(acceptance_K, length), self.ranks_GF[kin], budgets_B, fan_out)
         # A look-up that finds nothing leaves one row to guess for, and is known before the guessing.
-        acceptance_K = acceptance_K.copy()
-        acceptance_K[:1] = np.minimum(acceptance_K[:1] / max(self.ngram_found, 1e-12), 1.0)
+        acceptance_K, share = acceptance_K.copy(), self.found.get(kin, 1.0)
+        acceptance_K[:1] = np.minimum(acceptance_K[:1] / max(share, 1e-12), 1.0)
         found_B = hit_probabilities(length_law(acceptance_K, length), self.ranks_GF[kin], budgets_B, fan_out)
-        return self.ngram_found * found_B + (1.0 - self.ngram_found) * self.hits("none", 0, budgets_B, fan_out)
+        return share * found_B + (1.0 - share) * self.hits("none", 0, budgets_B, fan_out)
+
+    def drafted(self, kin: Kin, length: int) -> float:
+        """Return how many tokens prompt lookup proposes on average where `length` are asked for."""
+        return self.found.get(kin, 1.0) * self.length.get(kin, 1.0) * length
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def plain(costs: Costs, batch_size: float) -> Forecast:
 def from_ngrams(costs: Costs, beliefs: Beliefs, batch_size: float, length: int) -> Forecast:
     """Forecast prompt lookup with drafts of at most `length` tokens."""
     tokens = batch_size * float(expected_tokens(beliefs.acceptance_K["ngram"])[length])
-    rows = batch_size * (1.0 + beliefs.ngram_found * beliefs.ngram_length * length)
+    rows = batch_size * (1.0 + beliefs.drafted("ngram", length))
     stall = max(batch_size * costs.ngram + costs.delay, 0.0)
     plan = Plan("ngram", length, jit_length=length)
     return Forecast(plan, tokens, float(costs.target(rows)), stall, costs.host, rows)
@@ -231,7 +236,7 @@ def foreseeing(
     step_B, places_B = draft(batch_size * budgets_B), np.arange(len(budgets))
     table = np.stack([beliefs.hits("model", k, budgets_B, fan_out) for k in range(int(length_K11.max()) + 1)])
     back_JB = np.stack([beliefs.hits(kin, j, budgets_B, fan_out) for j in after_miss])
-    share = beliefs.ngram_found * beliefs.ngram_length if fallback == "ngram" else 1.0
+    share = beliefs.drafted("rescue", 1) if fallback == "ngram" else 1.0
     depth_KJB, hit_KJB, glue_KJB = length_K11 + 0 * back_JB.astype(np.int64), np.ones(1), np.zeros(1)
     rows_KJB = batch_size * (1.0 + depth_KJB)
     # Rows, hits and depths hang on one another; from full drafts two rounds of that are enough.
@@ -289,7 +294,7 @@ def forecast(plan: Plan, costs: Costs, beliefs: Beliefs, batch_size: float) -> F
     )
 
 
-_KIN: dict[Fallback, Kin] = {"draft": "model", "ngram": "ngram", "none": "none"}
+_KIN: dict[Fallback, Kin] = {"draft": "model", "ngram": "rescue", "none": "none"}
 
 
 def _draft_of(costs: Costs) -> Timing:

@@ -18,13 +18,14 @@ from forethought.core.config import config
 from forethought.core.errors import ConfigError
 from forethought.decode.drafter.foresight import FanOut
 from forethought.decode.engine import Round
-from forethought.decode.planning.beliefs import KINS, RoundTimes, VerdictCounts
+from forethought.decode.planning.beliefs import KINS, RoundTimes, VerdictCounts, kin_of
 from forethought.decode.planning.model_of_speed import (
     Beliefs,
     CostCurves,
     Costs,
     Fallback,
     Forecast,
+    Kin,
     Method,
     Plan,
     classic,
@@ -33,6 +34,7 @@ from forethought.decode.planning.model_of_speed import (
     from_ngrams,
     plain,
 )
+from forethought.decode.sources.shadow import Shadow
 
 BUDGETS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
@@ -110,7 +112,6 @@ class Planner:
         self._batch, self._context, self._credit, self._round_seconds = 1.0, 0.0, 0.0, 0.0
         self._since_change, self._since_considered, self._seconds_since, self._planned_batch = 0, 0, 0.0, 1.0
         self._trial_left, self._considered = 0, 0
-        self._casts_shadows, self._num_shadows = False, 0
         self._tried_at: dict[tuple[Method, Fallback], int] = {}
         self._best = self._forecasts(self._beliefs())[0]
         self._by_ranks = self._by_curve = self._promised = self._best
@@ -144,13 +145,13 @@ class Planner:
         """Learn the rank of a bonus token among the draft's guesses; without any, foreseen verdicts tell less."""
         self._verdicts.observe_rank(source, num_drafted, accepted, rank)
 
-    def observe_shadow(self, num_drafted: int, accepted: int) -> None:
-        """Learn what prompt lookup would have proposed and how much of it was then committed, at no cost in rounds.
-
-        Where it would have proposed nothing, none may be told: other verdicts of the round then stand for that.
-        """
-        self._casts_shadows, self._num_shadows = True, self._num_shadows + 1
-        self._count_shadow(num_drafted, accepted)
+    def observe_shadow(self, shadow: Shadow) -> None:
+        """Learn what prompt lookup would have proposed and how much of it was then committed, at no cost in rounds."""
+        kins: tuple[Kin, ...] = ("ngram",)
+        if shadow.after_miss and self.plan.method == "ssd" and self.plan.fallback != "ngram":
+            kins = ("ngram", "rescue")
+        for kin in kins:
+            self._verdicts.observe(kin, shadow.num_drafted, shadow.accepted, shadow.num_drafted)
 
     def forecast(self, plan: Plan) -> Forecast:
         """Forecast any plan as things stand."""
@@ -175,17 +176,10 @@ class Planner:
             "trial_rounds": done.trial_rounds,
         }
 
-    def _count_shadow(self, num_drafted: int, accepted: int) -> None:
-        self._verdicts.observe("ngram", num_drafted, accepted, Plan("ngram", num_drafted))
-
     def _learn(self, happened: Round) -> None:
-        if self._casts_shadows and self.plan.method in ("draft", "ssd"):
-            others = sum(source != "ngram" for source, _, _ in happened.verdicts)
-            for _ in range(others - self._num_shadows):
-                self._count_shadow(0, 0)
-        self._num_shadows = 0
         for source, num_drafted, accepted in happened.verdicts:
-            self._verdicts.observe(source, num_drafted, accepted, self.plan)
+            kin = kin_of(source, self.plan)
+            self._verdicts.observe(kin, num_drafted, accepted, self.plan.num_speculative_tokens)
         settled = self._since_change >= LAG
         if self.plan.method == "ssd" and settled:
             for source, _, _ in happened.verdicts:

@@ -17,6 +17,7 @@ from forethought.decode.request import Request
 from forethought.decode.simulate.behaviour import Fate
 from forethought.decode.simulate.clock import VirtualClock
 from forethought.decode.sources.links import Observer
+from forethought.decode.sources.shadow import LENGTH, Shadow
 from forethought.lookahead import CacheStatistics, OutcomeCache
 
 Outcome = tuple[int, int]
@@ -98,8 +99,8 @@ class SimulatedSource:
         if self._host_time == "owed":
             self._host_time = "spent"
             self._clock.advance(self._costs.host)
-        if self._observer is not None and self.plan.method in ("draft", "ssd") and draft.source != "ngram":
-            self._cast_shadow(self._observer, request, len(kept))
+        if self._observer is not None and self.plan.method in ("draft", "ssd"):
+            self._cast_shadow(self._observer, request, draft, len(kept))
         if verdict.bonus is None or request.id not in self._asked:
             return
         self._asked.discard(request.id)
@@ -160,13 +161,13 @@ class SimulatedSource:
         """When a verdict is looked at: after the pass that is under way when it comes."""
         return next((end for end in self._passes if end > arrival), arrival) if self._passes else arrival
 
-    def _cast_shadow(self, observer: Observer, request: Request, num_kept: int) -> None:
-        """Tell what prompt lookup would have proposed for the tokens just committed."""
+    def _cast_shadow(self, observer: Observer, request: Request, draft: Draft, num_kept: int) -> None:
+        """Tell what prompt lookup would have proposed where the tokens just committed begin."""
         position = len(request.tokens) - len(request.prompt) - num_kept
         fate = self._fates[request.id]
-        proposed = fate.ngram_length(position, self.plan.num_speculative_tokens)
+        proposed = fate.ngram_length(position, LENGTH)
         matched, _ = fate.verdict("ngram", proposed, position, request.round - 1)
-        observer.observe_shadow(proposed if matched < num_kept else num_kept, min(matched, num_kept))
+        observer.observe_shadow(Shadow(proposed, matched, draft.source != "cache"))
 
     def _look_up(self, request: Request, length: int) -> Draft:
         position = len(request.tokens) - len(request.prompt)

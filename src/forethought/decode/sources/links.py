@@ -6,7 +6,7 @@ Shape suffixes: K drafted tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from forethought.decode.draft import Draft
 from forethought.decode.sources.ngram import NgramIndex
+from forethought.decode.sources.shadow import Shadow, ShadowCaster
 from forethought.decode.wire.protocol import DraftSampling, Spec, Tag, extend_hash
 
 # How far the sum of a law in single precision may be from 1: far above its rounding, far below any damage.
@@ -45,7 +46,7 @@ class Observer(Protocol):
         """Learn the place of a bonus token among the draft's guesses, None where it was not among them."""
         ...
 
-    def observe_shadow(self, num_drafted: int, accepted: int) -> None:
+    def observe_shadow(self, shadow: Shadow) -> None:
         """Learn what prompt look-up would have proposed and how much of it was then committed."""
         ...
 
@@ -67,6 +68,7 @@ class Link:
     given: Draft | None = None
     laws_KV: torch.Tensor | None = None
     judged: tuple[str, int, int] = ("none", 0, 0)
+    caster: ShadowCaster = field(default_factory=ShadowCaster)
 
     @property
     def tag(self) -> Tag:

@@ -124,8 +124,10 @@ class RemoteSource:
             return
         own = link.is_own(draft)
         link.judged = (draft.source, len(draft.tokens), verdict.accepted)
-        if self.observer is not None and draft.source != "ngram":
-            self._cast_shadow(self.observer, link, kept)
+        if self.observer is not None:
+            shadow = link.caster.commit(link.text, kept, link.room, after_miss=draft.source != "cache")
+            if shadow is not None:
+                self.observer.observe_shadow(shadow)
         link.commit(kept)
         if not self.health.alive or link.must_resync:
             return
@@ -193,16 +195,6 @@ class RemoteSource:
         if spec is None or (not spec.tokens and spec.resync):
             return ngram_draft(link.text, min(self.demand.wanted, link.room)) if self._may_copy() else NO_DRAFT
         return Draft(spec.tokens, link.laws_KV, _SOURCES[spec.origin]).cut(link.room)
-
-    def _cast_shadow(self, observer: Observer, link: Link, kept: Sequence[int]) -> None:
-        proposed = link.text.continuation(min(self.demand.wanted, link.room))
-        matched = next((at for at, (a, b) in enumerate(zip(proposed, kept, strict=False)) if a != b), None)
-        if matched is not None:
-            observer.observe_shadow(len(proposed), matched)
-        elif proposed:
-            # What lies beyond the committed tokens was not judged.
-            judged = min(len(proposed), len(kept))
-            observer.observe_shadow(judged, judged)
 
     def _may_copy(self) -> bool:
         return self.options.late == "ngram"
