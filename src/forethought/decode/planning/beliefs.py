@@ -120,20 +120,22 @@ class VerdictCounts:
         self._lookups: dict[Kin, _Lookups] = {kin: _Lookups() for kin in LOOKUPS}
         self._verdicts, self._missed, self._misses_expected = 0.0, 0.0, 0.0
 
-    def observe(self, kin: Kin, num_drafted: int, accepted: int, wanted: int) -> None:
-        """Count a verdict on a draft for which `wanted` tokens were asked."""
+    def observe(self, kin: Kin, num_drafted: int, accepted: int, wanted: int) -> bool:
+        """Count a verdict on a draft for which `wanted` tokens were asked; return whether old counts went for it."""
         counts = self._acceptance[kin]
         judged = min(accepted + 1, num_drafted)
         if kin in self._lookups:
             wanted = min(wanted, counts.max_length)
             self._lookups[kin].observe(num_drafted, wanted, self._decay)
             if num_drafted == 0 or wanted == 0:
-                return
+                return False
             # Prompt lookup stops because it found no more, which is a failure; a model is cut for outer reasons only.
             judged = min(accepted + 1, max(num_drafted, wanted))
         longest = counts.max_length
-        if counts.observe(min(judged, longest), min(accepted, longest), min(num_drafted, longest)):
+        has_changed = counts.observe(min(judged, longest), min(accepted, longest), min(num_drafted, longest))
+        if has_changed:
             self._ranks[kin] = OutcomeHistogram(2, self._num_ranks, self._decay)
+        return has_changed
 
     def observe_rank(self, source: str, num_drafted: int, accepted: int, rank: int | None) -> None:
         """Count the rank of a bonus token among the draft's guesses, None for one that no guess would have caught."""

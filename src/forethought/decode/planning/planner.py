@@ -46,6 +46,7 @@ TRIALS_EVERY = 3
 REPORT_DECAY = 0.999
 TIMES_DECAY = 0.99
 CREDIT_ROUNDS = 2000
+MOST_PATIENCE = 4.0
 
 
 @config
@@ -55,7 +56,7 @@ class PlannerConfig:
     `methods` besides plain decoding, which is always allowed; `lengths` and `budgets` to consider. `margin`: how much
     more a new plan must promise. `exploration`: the share of time for trying plans out, `trial` the rounds of a trial.
     `decay`: what of a verdict's weight is left after the next. A new plan is considered after `rounds` rounds and
-    `seconds` seconds, since considering takes about two milliseconds.
+    `seconds` seconds (up to four times that while nothing changes), since considering takes about two milliseconds.
 
     Raises:
         ConfigError: a field is unknown or out of range.
@@ -111,7 +112,7 @@ class Planner:
         self._accounts = _Account()
         self._batch, self._context, self._credit, self._round_seconds = 1.0, 0.0, 0.0, 0.0
         self._since_change, self._since_considered, self._seconds_since, self._planned_batch = 0, 0, 0.0, 1.0
-        self._trial_left, self._considered = 0, 0
+        self._trial_left, self._considered, self._patience = 0, 0, 1.0
         self._tried_at: dict[tuple[Method, Fallback], int] = {}
         self._best = self._forecasts(self._beliefs())[0]
         self._by_ranks = self._by_curve = self._promised = self._best
@@ -135,7 +136,9 @@ class Planner:
                 self._consider()
             return
         self._credit = min(self._credit + self.config.exploration * happened.total, self._most_credit)
-        due = self._since_considered >= self.config.rounds and self._seconds_since >= self.config.seconds
+        due = (
+            self._since_considered >= self.config.rounds and self._seconds_since >= self.config.seconds * self._patience
+        )
         # Plans are for a batch: one of another size cannot wait, unless sizes change all the time.
         low, high = sorted((self._batch, self._planned_batch))
         if due or (high > 1.25 * low and self._since_considered >= min(LAG, self.config.rounds)):
@@ -179,7 +182,8 @@ class Planner:
     def _learn(self, happened: Round) -> None:
         for source, num_drafted, accepted in happened.verdicts:
             kin = kin_of(source, self.plan)
-            self._verdicts.observe(kin, num_drafted, accepted, self.plan.num_speculative_tokens)
+            if self._verdicts.observe(kin, num_drafted, accepted, self.plan.num_speculative_tokens):
+                self._patience = 1.0
         settled = self._since_change >= LAG
         if self.plan.method == "ssd" and settled:
             for source, _, _ in happened.verdicts:
@@ -208,6 +212,8 @@ class Planner:
         found = self._forecasts(beliefs)
         present = self._forecast(self._best.plan, beliefs)
         best = found[0] if found[0].rate > (1.0 + self.config.margin) * present.rate else present
+        # Where considering changes nothing it is done less often.
+        self._patience = min(2.0 * self._patience, MOST_PATIENCE) if best.plan == self._best.plan else 1.0
         self._best = best
         self._considered += 1
         trial = self._worth_a_trial(best, beliefs) if self._considered % TRIALS_EVERY == 0 else None
