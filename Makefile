@@ -30,7 +30,7 @@ help:
 	@touch $@
 
 .venv/.dev: .venv/.core
-	$(PIP) -e '.[dev,data,cluster,serve]'
+	$(PIP) -e '.[dev,data,cluster,serve,certify,control,world,gguf,onnx]'
 	@touch $@
 
 demo: .venv/.core
