@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -67,6 +67,40 @@ def test_a_wrong_setting_is_named_with_the_value_and_the_nearest_name(values: di
         Outer(**values)
     with pytest.raises(ConfigError, match=r"recipe\.json does not fit Outer"):
         from_dict(Outer, values, source="recipe.json")
+
+
+@config
+class Circle:
+    shape: Literal["circle"] = "circle"
+    radius: float = 1.0
+
+
+@config
+class Square:
+    shape: Literal["square"] = "square"
+    width: float = 1.0
+    holes: tuple[Circle, ...] = ()
+
+
+@config
+class Figure:
+    form: Annotated[Circle | Square, Field(discriminator="shape")] = Circle()
+    other: Circle | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"form": {"shape": "square", "widht": 3}}, r"form\.square\.widht: .*Did you mean 'width'\?"),
+        ({"form": {"shape": "circle", "radus": 3}}, r"form\.circle\.radus: .*Did you mean 'radius'\?"),
+        ({"form": {"shape": "square", "holes": [{"raduis": 1}]}}, r"holes\.0\.raduis: .*Did you mean 'radius'\?"),
+        ({"form": {"shape": "oval"}}, r"form: .*'circle'.*'square'"),
+        ({"other": {"raduis": 1}}, r"other\.raduis: .*Did you mean 'radius'\?"),
+    ],
+)
+def test_a_wrong_setting_of_one_of_several_kinds_is_named_too(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        from_dict(Figure, values)
 
 
 def test_what_is_no_object_is_no_config() -> None:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast, dataclass_transform, get_type_hints
+from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
 
 import pydantic
 from pydantic import TypeAdapter, ValidationError
@@ -101,7 +101,16 @@ def _explain(cls: type, error: ValidationError) -> str:
 
 
 def _known(cls: type, path: tuple[int | str, ...]) -> list[str]:
-    """Return the field names of the config that stands at a path of field names inside another one."""
+    """Return the field names of the configs that may stand at a path of field names inside another one."""
+    classes: list[Any] = [cls]
     for name in path:
-        cls = get_type_hints(cls).get(str(name), object)
-    return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+        hints = [get_type_hints(each).get(str(name)) for each in classes if dataclasses.is_dataclass(each)]
+        # A step that no field bears chooses among several types (the tag of a union), or is a place in a list.
+        classes = [part for hint in hints for part in _parts(hint)] or classes
+    return [field.name for each in classes if dataclasses.is_dataclass(each) for field in dataclasses.fields(each)]
+
+
+def _parts(hint: Any) -> list[Any]:
+    """The types that a hint names, at any depth."""
+    inner = [part for argument in get_args(hint) for part in _parts(argument)]
+    return [hint, *inner] if isinstance(hint, type) else inner
