@@ -32,7 +32,7 @@ PAIR = HERE.parent.parent / "shared" / "data" / "models" / "pair"
 PROMPTS = HERE.parent.parent / "shared" / "data" / "prompts"
 QUIET_SECONDS = 0.12
 SD_LENGTHS = (3, 4, 5, 6, 8)
-SSD_SETTINGS = ((5, 8), (6, 8), (7, 8), (7, 12), (8, 12), (8, 16), (10, 12))
+SSD_SETTINGS = ((5, 8), (6, 12), (6, 16), (7, 12), (7, 16), (7, 24), (8, 16), (8, 24))
 
 
 class Arm:

@@ -16,7 +16,7 @@ from forethought.nn.native.model import WeightType
 from forethought.nn.rows import Rows
 from harness import Figures, run_benchmark
 
-CONTEXT, PAGE_SIZE, NUM_PAGES = 128, 16, 64
+CONTEXT, FAR, PAGE_SIZE, NUM_PAGES = 128, 896, 16, 64
 # Hidden size, layers, heads, middle, vocabulary: a draft, and targets of about 12, 31 and 91 million parameters.
 SHAPES = {
     "draft": (128, 2, 2, 384, 4096),
@@ -89,6 +89,9 @@ def _passes(executor: NativePagedModel, vocabulary: int, repeats: int) -> dict[s
     for count in (1, 4, 8, 16):
         rows = rows_behind(CONTEXT, count, vocabulary=vocabulary)
         figures[f"rows_{count}_ms"] = milliseconds(lambda rows=rows: executor.greedy(rows), repeats)
+    for count in (1, 8):
+        rows = rows_behind(FAR, count, vocabulary=vocabulary)
+        figures[f"rows_{count}_at_{FAR}_ms"] = milliseconds(lambda rows=rows: executor.greedy(rows), repeats)
     tree = tree_behind(CONTEXT, 16, 5, vocabulary=vocabulary)
     figures["tree_16_ms"] = milliseconds(lambda: executor.greedy(tree), repeats)
     slots = np.arange(CONTEXT + 1, CONTEXT + 8, dtype=np.int32)[None]
