@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -426,6 +427,24 @@ def test_lookup_as_a_rescue_is_judged_by_the_places_where_it_would_have_come():
     for _ in range(400):
         planner.observe(Round(5, 1, 0.0, 0.02, 0.02, 1, [("none", 0, 0)]))
     assert planner.report()["acceptance"]["rescue"][0] < 0.15
+
+
+def test_trees_that_grow_slower_than_the_drafts_own_pace_are_forecast_as_they_come():
+    def after(depth: int, length: int = 8) -> Planner:
+        planner = Planner(PlannerConfig(exploration=0.0, seconds=1e9), FAST_DRAFT)
+        planner._set(Plan("ssd", length, 8, jit_length=4), planner._beliefs())
+        for _ in range(400):
+            planner.observe(Round(length + 1, 1, 0.0, 0.02, 0.02, depth, [("cache", depth, depth - 1)]))
+        return planner
+
+    plan = Plan("ssd", 8, 8, jit_length=4)
+    slow, whole = after(3), after(8)
+    assert min(whole.forecast(plan).reach, slow.forecast(plan).reach) > 8
+    # Three of eight tokens came each time: longer drafts than that are not to be had there, shorter ones are.
+    assert slow.forecast(plan).tokens == pytest.approx(slow.forecast(replace(plan, num_speculative_tokens=4)).tokens)
+    assert whole.forecast(plan).tokens > 1.1 * whole.forecast(replace(plan, num_speculative_tokens=4)).tokens
+    # Fewer verdicts prepared for leave time for depth.
+    assert slow.forecast(replace(plan, budget=4)).tokens > 0.9 * slow.forecast(plan).tokens
 
 
 def test_acceptance_is_learned_position_by_position():

@@ -21,6 +21,7 @@ KINS: tuple[Kin, ...] = ("model", "ngram", "rescue", "none")
 LOOKUPS: tuple[Kin, ...] = ("ngram", "rescue")
 PRIOR_ACCEPTANCE: dict[Kin, float] = {"model": 0.7, "ngram": 0.5, "rescue": 0.5, "none": 0.0}
 PRIOR_FOUND = 0.5
+DRAG_BOUNDS, DRAG_STEP = (0.5, 8.0), 0.05
 # In outcomes: a pooled prior that a dozen rounds overrule, and a pull of each position to the pooled rate.
 POOLED_WEIGHT, POSITION_WEIGHT, RANK_WEIGHT, MISS_WEIGHT = 8.0, 8.0, 16.0, 4.0
 # The short memory spans some 14 verdicts; its alarm is rare by chance (4.5 standard errors) and quick on a real change.
@@ -216,6 +217,7 @@ class RoundTimes:
         self._passes, self._host = _Decayed(), _Decayed()
         self._passes_of: dict[Method, _Decayed] = {}
         self._stall_of: dict[Method, _Decayed] = {}
+        self._log_drag = 0.0
 
     def observe(
         self, method: Method, *, passes: float, by_curve: float, stall: float, expected: float, host: float
@@ -233,6 +235,19 @@ class RoundTimes:
         self._stall_of.setdefault(method, _Decayed()).add(min(stall, ceiling) - expected, self._decay)
         self._host.add(min(max(host, 0.0), 4.0 * by_curve), self._decay)
 
+    def observe_depth(self, num_drafted: int, wanted: int, reach: float) -> None:
+        """Count a foreseen draft of so many tokens where the draft's own pace would have `reach`ed a depth.
+
+        A whole draft only says that trees grow at least so fast.
+        """
+        if reach <= 0.0 or num_drafted < 1:
+            return
+        depth = num_drafted + (0.5 if num_drafted < wanted else 0.0)
+        implied = float(np.log(np.clip(reach / depth, *DRAG_BOUNDS)))
+        if num_drafted < wanted or implied < self._log_drag:
+            # The end of a text cuts drafts too: no single one may say much.
+            self._log_drag += DRAG_STEP * float(np.clip(implied - self._log_drag, -0.7, 0.7))
+
     def costs(self, method: Method, by_curves: Costs) -> Costs:
         """Return the costs with what was learned of a method's times."""
         pooled = self._passes.mean(1.0, self.PRIOR_WEIGHT)
@@ -242,6 +257,7 @@ class RoundTimes:
             target=by_curves.target.scaled(factor),
             host=self._host.mean(by_curves.host, self.PRIOR_WEIGHT),
             delay=self._stall_of.get(method, _Decayed()).mean(0.0, self.PRIOR_WEIGHT),
+            drag=float(np.exp(self._log_drag)),
         )
 
 

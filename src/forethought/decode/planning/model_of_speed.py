@@ -55,7 +55,8 @@ class Costs:
     `link`: a verdict's way to the draft and the draft's way back. `draft_link`: the same where drafting is classic (0
     where it happens beside the target). `host`: everything in a round that is no pass, done
     while the draft's side already works. `extra_forwards`: passes of
-    classic drafting beyond one a token. `ngram`: a look-up in one text.
+    classic drafting beyond one a token. `ngram`: a look-up in one text. `delay`: waits beyond all these, as learned.
+    `drag`: how much slower trees grow beside the target's passes than the draft's passes alone.
     """
 
     target: Timing
@@ -66,6 +67,7 @@ class Costs:
     extra_forwards: int = 0
     ngram: float = 0.0
     delay: float = 0.0
+    drag: float = 1.0
 
 
 @config
@@ -131,7 +133,8 @@ class Beliefs:
 class Forecast:
     """What one round of a plan is expected to bring over the whole batch: tokens, and where the seconds go.
 
-    `hit` is the share of drafts that were foreseen, `passes` the target's time, `stall` its waiting for drafts.
+    `hit` is the share of drafts that were foreseen, `passes` the target's time, `stall` its waiting for drafts, `reach`
+    the depth that trees would have by then at the draft's own pace, were they not cut at the length of a draft.
     """
 
     plan: Plan
@@ -141,6 +144,7 @@ class Forecast:
     host: float
     rows: float
     hit: float = 0.0
+    reach: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -233,18 +237,19 @@ def foreseeing(
     length_K11 = np.asarray(lengths, dtype=np.int64)[:, None, None]
     length_J1 = np.asarray(after_miss, dtype=np.int64)[:, None]
     budgets_B = np.asarray(budgets, dtype=np.int64)
-    step_B, places_B = draft(batch_size * budgets_B), np.arange(len(budgets))
+    step_B, places_B = costs.drag * draft(batch_size * budgets_B), np.arange(len(budgets))
     table = np.stack([beliefs.hits("model", k, budgets_B, fan_out) for k in range(int(length_K11.max()) + 1)])
     back_JB = np.stack([beliefs.hits(kin, j, budgets_B, fan_out) for j in after_miss])
     share = beliefs.drafted("rescue", 1) if fallback == "ngram" else 1.0
     depth_KJB, hit_KJB, glue_KJB = length_K11 + 0 * back_JB.astype(np.int64), np.ones(1), np.zeros(1)
+    reach_KJB = np.zeros(depth_KJB.shape)
     rows_KJB = batch_size * (1.0 + depth_KJB)
     # Rows, hits and depths hang on one another; from full drafts two rounds of that are enough.
     for _ in range(2):
-        glue_KJB = draft(rows_KJB)
+        glue_KJB = costs.drag * draft(rows_KJB)
         # A verdict that comes before the tree is complete is heard after the pass under way: a hit has that depth.
-        depth_KJB = np.ceil((costs.target(rows_KJB) + costs.link - glue_KJB) / np.maximum(step_B, 1e-12) - 1e-9)
-        depth_KJB = np.clip(depth_KJB, 0, length_K11).astype(np.int64)
+        reach_KJB = (costs.target(rows_KJB) + costs.link - glue_KJB) / np.maximum(step_B, 1e-12)
+        depth_KJB = np.clip(np.ceil(reach_KJB - 1e-9), 0, length_K11).astype(np.int64)
         # The share of rounds answered from the cache is the stationary law of that chain.
         hit_KJB = back_JB / np.maximum(1.0 - table[depth_KJB, places_B] + back_JB, 1e-12) * (depth_KJB > 0)
         hit_KJB = np.clip(hit_KJB, 0.0, 1.0)
@@ -271,7 +276,8 @@ def foreseeing(
     k, j, b = (int(place) for place in best)
     plan = Plan("ssd", int(lengths[k]), int(budgets[b]), fan_out, fallback, after_miss[j])
     tokens, passes, stall = (float(values[best]) for values in (tokens_KJB, passes_KJB, stall_KJB))
-    return Forecast(plan, tokens, passes, stall, costs.host, float(rows_KJB[best]), float(hit_KJB[best]))
+    reach = float(reach_KJB[best]) * costs.drag
+    return Forecast(plan, tokens, passes, stall, costs.host, float(rows_KJB[best]), float(hit_KJB[best]), reach)
 
 
 def forecast(plan: Plan, costs: Costs, beliefs: Beliefs, batch_size: float) -> Forecast:

@@ -46,7 +46,8 @@ TRIALS_EVERY = 3
 REPORT_DECAY = 0.999
 TIMES_DECAY = 0.99
 CREDIT_ROUNDS = 2000
-MOST_PATIENCE = 4.0
+# The plan that priors choose is soon thought over.
+FIRST_PATIENCE, MOST_PATIENCE = 0.2, 4.0
 
 
 @config
@@ -56,7 +57,8 @@ class PlannerConfig:
     `methods` besides plain decoding, which is always allowed; `lengths` and `budgets` to consider. `margin`: how much
     more a new plan must promise. `exploration`: the share of time for trying plans out, `trial` the rounds of a trial.
     `decay`: what of a verdict's weight is left after the next. A new plan is considered after `rounds` rounds and
-    `seconds` seconds (up to four times that while nothing changes), since considering takes about two milliseconds.
+    `seconds` seconds (a fifth of that at first, up to four times that while nothing changes), since considering takes
+    about two milliseconds.
 
     Raises:
         ConfigError: a field is unknown or out of range.
@@ -112,7 +114,7 @@ class Planner:
         self._accounts = _Account()
         self._batch, self._context, self._credit, self._round_seconds = 1.0, 0.0, 0.0, 0.0
         self._since_change, self._since_considered, self._seconds_since, self._planned_batch = 0, 0, 0.0, 1.0
-        self._trial_left, self._considered, self._patience = 0, 0, 1.0
+        self._trial_left, self._considered, self._patience = 0, 0, FIRST_PATIENCE
         self._tried_at: dict[tuple[Method, Fallback], int] = {}
         self._best = self._forecasts(self._beliefs())[0]
         self._by_ranks = self._by_curve = self._promised = self._best
@@ -186,8 +188,10 @@ class Planner:
                 self._patience = 1.0
         settled = self._since_change >= LAG
         if self.plan.method == "ssd" and settled:
-            for source, _, _ in happened.verdicts:
+            for source, num_drafted, _ in happened.verdicts:
                 self._verdicts.observe_hit(source == "cache", self._by_ranks.hit)
+                if source == "cache":
+                    self._times.observe_depth(num_drafted, self.plan.num_speculative_tokens, self._by_curve.reach)
         self._accounts.rounds += 1
         prompts = happened.num_rows - sum(drafted + 1 for _, drafted, _ in happened.verdicts)
         if prompts > 0 or not settled:
@@ -213,16 +217,17 @@ class Planner:
         present = self._forecast(self._best.plan, beliefs)
         best = found[0] if found[0].rate > (1.0 + self.config.margin) * present.rate else present
         # Where considering changes nothing it is done less often.
-        self._patience = min(2.0 * self._patience, MOST_PATIENCE) if best.plan == self._best.plan else 1.0
+        most = MOST_PATIENCE if best.plan == self._best.plan else 1.0
+        self._patience = min(2.0 * self._patience, most)
         self._best = best
         self._considered += 1
         trial = self._worth_a_trial(best, beliefs) if self._considered % TRIALS_EVERY == 0 else None
         if trial is None:
-            self._set(best.plan)
+            self._set(best.plan, beliefs)
             return
         self._trial_left = self.config.trial + LAG
         self._accounts.trials += 1
-        self._set(trial)
+        self._set(trial, beliefs)
 
     def _worth_a_trial(self, best: Forecast, beliefs: Beliefs) -> Plan | None:
         """A plan that would beat the best one if what is unsure about it turned out well, and that can be paid for."""
@@ -254,12 +259,13 @@ class Planner:
         """What the account can hold: having grown for an hour, it must not pay for a minute of bad plans."""
         return CREDIT_ROUNDS * self.config.exploration * self._round_seconds
 
-    def _set(self, plan: Plan) -> None:
+    def _set(self, plan: Plan, beliefs: Beliefs) -> None:
         # Against these the times of the coming rounds are held: the waits without what was learned of waits.
         costs = replace(self._costs(plan.method), delay=0.0)
-        self._by_curve = forecast(plan, costs, self._beliefs(), self._batch)
-        self._by_ranks = forecast(plan, costs, self._verdicts.beliefs(by_ranks_alone=True), self._batch)
-        self._promised = self._forecast(plan, self._beliefs())
+        self._by_curve = forecast(plan, costs, beliefs, self._batch)
+        if plan.method == "ssd":
+            self._by_ranks = forecast(plan, costs, self._verdicts.beliefs(by_ranks_alone=True), self._batch)
+        self._promised = self._forecast(plan, beliefs)
         if plan != self.plan:
             self.plan, self._since_change = plan, 0
             if self.on_change is not None:
