@@ -31,6 +31,7 @@ class Attention(nn.Module):
         self.output = Linear(self.num_heads * width, config.hidden_size, bias=config.attention_output_bias)
         self.query_norm = RMSNorm(width, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(width, config.norm_eps) if config.qk_norm else None
+        self.dropout = config.dropout
 
     def forward(
         self,
@@ -46,6 +47,9 @@ class Attention(nn.Module):
         Raises:
             InputError: the mask does not fit, or the cache refuses the new keys.
         """
+        dropout = self.dropout if self.training else 0.0
+        if x_BTD.shape[1] == 1 and cache is None and mask is None and not dropout:
+            return self.output(self._lone_value(x_BTD))
         q_BTHD = self.query(x_BTD).unflatten(-1, (self.num_heads, self.head_dim))
         k_BTKD = self.key(x_BTD).unflatten(-1, (self.num_kv_heads, self.head_dim))
         v_BTKD = self.value(x_BTD).unflatten(-1, (self.num_kv_heads, self.head_dim))
@@ -69,6 +73,21 @@ class Attention(nn.Module):
         )
         # enable_gqa saves the copy that repeating the key-value heads would take.
         attended_BHTD = functional.scaled_dot_product_attention(
-            q_BHTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=causal, enable_gqa=self.num_kv_heads != self.num_heads
+            q_BHTD,
+            k_BKSD,
+            v_BKSD,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=causal,
+            enable_gqa=self.num_kv_heads != self.num_heads,
         )
-        return self.output(attended_BHTD.transpose(1, 2).flatten(2))
+        written_BTD = self.output(attended_BHTD.transpose(1, 2).flatten(2))
+        return functional.dropout(written_BTD, dropout) if dropout else written_BTD
+
+    def _lone_value(self, x_BTD: Tensor) -> Tensor:
+        """Return the values of single tokens: a softmax over one key is 1, so a planner's rollout needs no scores."""
+        value_BTD = self.value(x_BTD)
+        repeats = self.num_heads // self.num_kv_heads
+        if repeats == 1:
+            return value_BTD
+        return value_BTD.unflatten(-1, (self.num_kv_heads, self.head_dim)).repeat_interleave(repeats, dim=2).flatten(2)

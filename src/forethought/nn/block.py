@@ -1,12 +1,15 @@
 """The one transformer block of the house: language model, image encoder, predictor and denoiser are made of it.
 
 Pre-norm: x + attention(norm(x)), then x + mlp(norm(x)), with RMSNorm and a SwiGLU MLP (arXiv 2002.05202). What differs
-between models is an argument: rotary positions or none, causal or not, a mask, a cache, an adaLN condition.
+between models is an argument: rotary positions or none, causal or not, a mask, a cache, an adaLN condition; and, for
+weights that were trained elsewhere, LayerNorm and a plain GELU MLP.
 
 Legend: B batch, T tokens, D model width, C condition width.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,10 +31,37 @@ class GatedMLP(nn.Module):
         self.gate = Linear(config.hidden_size, middle, bias=config.mlp_bias)
         self.up = Linear(config.hidden_size, middle, bias=config.mlp_bias)
         self.down = Linear(middle, config.hidden_size, bias=config.mlp_bias)
+        self.dropout = config.dropout
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map every token by itself."""
-        return self.down(functional.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        middle = functional.silu(self.gate(x_BTD)) * self.up(x_BTD)
+        if self.dropout and self.training:
+            return functional.dropout(self.down(functional.dropout(middle, self.dropout)), self.dropout)
+        return self.down(middle)
+
+
+class PlainMLP(nn.Module):
+    """The feed-forward layer of the first transformers, down(gelu(up(x))), with dropout after both."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        middle = config.resolved_intermediate_size
+        self.dropout = config.dropout
+        self.up = Linear(config.hidden_size, middle, bias=config.mlp_bias)
+        self.down = Linear(middle, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Map every token by itself."""
+        middle = functional.dropout(functional.gelu(self.up(x_BTD)), self.dropout, self.training)
+        return functional.dropout(self.down(middle), self.dropout, self.training)
+
+
+def build_norm(config: BlockConfig, *, learned_scale: bool = True) -> RMSNorm | nn.LayerNorm:
+    """Return the norm that a config names."""
+    if config.norm == "rms":
+        return RMSNorm(config.hidden_size, config.norm_eps, learned_scale=learned_scale)
+    return nn.LayerNorm(config.hidden_size, config.norm_eps, elementwise_affine=learned_scale)
 
 
 class Modulation(nn.Module):
@@ -57,10 +87,14 @@ class Block(nn.Module):
         super().__init__()
         conditioned = config.condition_size is not None
         # With a condition the learned scale of the norm would only repeat the condition's own.
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, learned_scale=not conditioned)
+        self.attention_norm = build_norm(config, learned_scale=not conditioned)
         self.attention = Attention(config, layer)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps, learned_scale=not conditioned)
-        self.mlp = GatedMLP(config)
+        self.mlp_norm = build_norm(config, learned_scale=not conditioned)
+        # Language models, whose parts other code reads by name, are always gated; hence the declared type.
+        self.mlp = GatedMLP(config) if config.mlp == "swiglu" else cast(GatedMLP, PlainMLP(config))
+        inner = conditioned and config.inner_norm
+        self.attention_inner_norm = nn.LayerNorm(config.hidden_size) if inner else None
+        self.mlp_inner_norm = nn.LayerNorm(config.hidden_size) if inner else None
         self.modulation = Modulation(config.condition_size, config.hidden_size) if config.condition_size else None
 
     def forward(
@@ -93,5 +127,10 @@ class Block(nn.Module):
             return x_BTD + self.mlp(self.mlp_norm(x_BTD))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition)
         normed_BTD = self.attention_norm(x_BTD) * (1 + scale) + shift
+        if self.attention_inner_norm is not None:
+            normed_BTD = self.attention_inner_norm(normed_BTD)
         x_BTD = x_BTD + gate * self.attention(normed_BTD, rotary=rotary, mask=mask, causal=causal, cache=cache)
-        return x_BTD + mlp_gate * self.mlp(self.mlp_norm(x_BTD) * (1 + mlp_scale) + mlp_shift)
+        normed_BTD = self.mlp_norm(x_BTD) * (1 + mlp_scale) + mlp_shift
+        if self.mlp_inner_norm is not None:
+            normed_BTD = self.mlp_inner_norm(normed_BTD)
+        return x_BTD + mlp_gate * self.mlp(normed_BTD)

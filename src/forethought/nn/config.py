@@ -39,10 +39,12 @@ class BlockConfig:
 
     `num_kv_heads` None means as many as `num_heads`; `head_dim` None means hidden_size / num_heads;
     `intermediate_size` None means 8/3 of hidden_size rounded up to a multiple of 16; `condition_size` None means no
-    adaLN condition.
+    adaLN condition. `norm` and `mlp` name the layers: RMSNorm and SwiGLU, or the LayerNorm and GELU of image models.
+    `inner_norm` puts a learned LayerNorm of its own into each sublayer of a conditioned block, after the modulated one.
+    `dropout` acts in training on attention weights, on what attention writes and on both layers of the MLP.
 
     Raises:
-        ConfigError: a size is not positive, heads do not divide, or head_dim is odd.
+        ConfigError: a size is not positive, heads do not divide, head_dim is odd, or dropout is no probability below 1.
     """
 
     hidden_size: Size
@@ -56,6 +58,10 @@ class BlockConfig:
     attention_output_bias: bool = False
     mlp_bias: bool = False
     condition_size: Size | None = None
+    norm: Literal["rms", "layer"] = "rms"
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    inner_norm: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.hidden_size % self.num_heads:

@@ -36,7 +36,7 @@ def initialise(module: nn.Module, seed: int) -> None:
             name = f"{prefix}.{leaf}" if prefix else leaf
             if id(parameter) in modulated or leaf == "bias":
                 parameter.zero_()
-            elif isinstance(owner, RMSNorm | nn.LayerNorm):
+            elif isinstance(owner, RMSNorm | nn.LayerNorm | nn.BatchNorm1d):
                 parameter.fill_(1.0)
             else:
                 _draw(parameter, seed, name, _std(name, owner, parameter, num_blocks))
