@@ -1,0 +1,39 @@
+"""Characters as tokens of an alphabet that no data chose: newline and the printable characters of ASCII."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forethought.core.errors import DataError
+
+PRINTABLE = "\n" + "".join(chr(code) for code in range(32, 127))
+"""96 characters; any other becomes a blank (those beyond ASCII a question mark)."""
+LEAST_CHARACTERS = 1000
+
+
+def characters(text: str) -> NDArray[np.uint8]:
+    """Return the characters of a text as places in PRINTABLE, [N]."""
+    table = np.full(128, PRINTABLE.index(" "), dtype=np.uint8)
+    table[[ord(character) for character in PRINTABLE]] = np.arange(len(PRINTABLE))
+    return table[np.frombuffer(text.encode("ascii", errors="replace"), dtype=np.uint8)]
+
+
+def read_characters(path: Path) -> NDArray[np.uint8]:
+    """Return the characters of a UTF-8 text file, plain or .gz.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, or is too short.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} as UTF-8 text: {error}; give a .txt or .txt.gz file") from error
+    if len(text) < LEAST_CHARACTERS:
+        raise DataError(f"{path} holds {len(text)} characters; give at least {LEAST_CHARACTERS}")
+    return characters(text)
