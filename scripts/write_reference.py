@@ -18,7 +18,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reference"
-ROOMS = ("", ".core", ".stats", ".nn", ".data", ".lookahead", ".train", ".decode", ".serve", ".pretrain")
+ROOMS = (
+    "",
+    ".core",
+    ".stats",
+    ".nn",
+    ".data",
+    ".diffusion",
+    ".lookahead",
+    ".train",
+    ".plan",
+    ".envs",
+    ".decode",
+    ".serve",
+    ".pretrain",
+    ".certify",
+    ".world",
+    ".control",
+)
 # core has no flat face of its own: each module is one idea, imported by its name.
 CORE = (
     "artefact",

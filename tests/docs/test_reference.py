@@ -22,7 +22,23 @@ def test_references_are_up_to_date():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-ROOMS = ("", ".stats", ".nn", ".data", ".lookahead", ".train", ".decode", ".serve", ".pretrain")
+ROOMS = (
+    "",
+    ".stats",
+    ".nn",
+    ".data",
+    ".diffusion",
+    ".lookahead",
+    ".train",
+    ".plan",
+    ".envs",
+    ".decode",
+    ".serve",
+    ".pretrain",
+    ".certify",
+    ".world",
+    ".control",
+)
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -25,10 +25,36 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "pretrain fit": Verb("forethought.app.pretrain:fit_verb", "train a language model on text and export it"),
-    "pretrain distil": Verb("forethought.app.distil:distil_verb", "distil a draft for a target and measure its fit"),
+    "pretrain ladder": Verb("forethought.app.ladder:ladder_verb", "tune recipes over sizes and data, fit laws"),
+    "pretrain ensemble": Verb("forethought.app.ensemble:ensemble_verb", "train members as one batch and score them"),
+    "pretrain distil": Verb("forethought.app.distil:distil_verb", "distil a draft for a target, or members into one"),
+    "pretrain continue": Verb("forethought.app.continue_:continue_verb", "continue a model's training on a domain"),
+    "pretrain efficiency": Verb("forethought.app.efficiency:efficiency_verb", "how much data each recipe is worth"),
+    "pretrain evaluate": Verb("forethought.app.pretrain_tools:evaluate_verb", "multiple choice and minimal pairs"),
+    "pretrain export": Verb("forethought.app.pretrain_tools:export_verb", "write a model as GGUF for llama.cpp"),
+    "control collect": Verb("forethought.app.control.run:collect_verb", "collect episodes in an environment"),
+    "control train": Verb("forethought.app.control.train:train_verb", "train a planning agent from logged episodes"),
+    "control run": Verb("forethought.app.control.run:run_verb", "run an agent in an environment and report returns"),
+    "control adapt": Verb(
+        "forethought.app.control.adapt:adapt_verb", "fine-tune an agent's dynamics to a changed body"
+    ),
+    "control distil": Verb("forethought.app.control.adapt:distil_verb", "distil an agent into a reactive policy"),
+    "certify run": Verb("forethought.app.certify.run:run_verb", "train a short network and certify its error"),
+    "certify verify": Verb("forethought.app.certify.verify:verify_verb", "derive a certificate again and check it"),
+    "certify plan": Verb("forethought.app.certify.plan:plan_verb", "bits for a target; declare a prior beforehand"),
+    "certify holdout": Verb("forethought.app.certify.plan:holdout_verb", "bounds from counts of errors alone"),
+    "certify phenomena": Verb(
+        "forethought.app.certify.phenomena:phenomena_verb", "double descent, benign overfitting and their kin, measured"
+    ),
     "generate": Verb("forethought.app.generate:generate_verb", "continue a prompt with a trained model"),
     "serve": Verb("forethought.app.serve:serve_verb", "serve a model over an OpenAI-compatible API"),
     "simulate": Verb("forethought.app.simulate:simulate_verb", "simulate decoding on a machine given by its profile"),
+    "world demo": Verb("forethought.app.world.demo:demo_verb", "a world model end to end: collect to report"),
+    "world collect": Verb("forethought.app.world.verbs:collect_verb", "collect episodes with frames"),
+    "world train": Verb("forethought.app.world.verbs:train_verb", "train a world model on episodes"),
+    "world evaluate": Verb("forethought.app.world.verbs:evaluate_verb", "plan to goal images, beside baselines"),
+    "world probe": Verb("forethought.app.world.verbs:probe_verb", "ask what the latents know of the state"),
+    "world surprise": Verb("forethought.app.world.verbs:surprise_verb", "calibrate surprise and measure it"),
     "report": Verb("forethought.app.report:report_verb", "draw a run directory as one self-contained HTML page"),
     "demo": Verb("forethought.app.demo:demo_verb", "the main job: corpus, target, draft, speculation, report"),
     "recipes": Verb("forethought.app.recipes:recipes_verb", "list the named configs, or show what one sets"),

@@ -28,7 +28,11 @@ TARGET_SHARE = 0.1
 
 @dataclass(frozen=True)
 class DistilArguments:
-    """Distil a draft from a target: the small model learns the target's soft labels, and its acceptance is measured."""
+    """Distil a draft from a target: the small model learns the target's soft labels, and its acceptance is measured.
+
+    With --from-run RUN instead of --draft-for, the members of an ensemble are distilled into one member's size:
+    `forethought pretrain distil --from-run RUN --help` shows that form's options.
+    """
 
     settings: Annotated[FitConfig, tyro.conf.arg(name="")]
     draft_for: Path
@@ -53,6 +57,10 @@ def distil_verb(arguments: list[str]) -> dict[str, Any]:
     Raises:
         InputError: a flag, the target, the corpus or the directory cannot be used.
     """
+    if any(argument.partition("=")[0] == "--from-run" for argument in arguments):
+        from forethought.app.pretrain_students import students_verb
+
+        return students_verb(arguments)
     name, recipe = chosen_recipe(arguments, PRETRAIN_RECIPES, DEFAULT_RECIPE)
     default = DistilArguments(settings=recipe, draft_for=tyro.MISSING, out=tyro.MISSING, recipe=name)
     given = parse(DistilArguments, arguments, verb="pretrain distil", default=default)

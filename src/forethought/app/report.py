@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import tyro
 
 from forethought.app.arguments import parse, say
+from forethought.app.certify.pages import certificate_page
 from forethought.app.demo_page import demo_page
 from forethought.app.page import Page, render
 from forethought.app.pages import OpenedRun, fit_page, generic_page
+from forethought.app.pretrain_pages import continue_page, ladder_page, members_page
+from forethought.app.world.page import world_demo_page, world_fit_page
 from forethought.core import files
 from forethought.core.artefact import read_kind
 from forethought.core.errors import ArtefactError
@@ -60,4 +63,13 @@ def write_report(directory: Path | str) -> Path:
     return path
 
 
-PAGES: dict[str, Callable[[OpenedRun], Page]] = {"demo": demo_page, "pretrain.fit": fit_page}
+PAGES: dict[str, Callable[[OpenedRun], Page]] = {
+    "certify.run": certificate_page,
+    "demo": demo_page,
+    "pretrain.continue": continue_page,
+    "pretrain.fit": fit_page,
+    "pretrain.ladder": ladder_page,
+    "pretrain.members": members_page,
+    "world.demo": world_demo_page,
+    "world.fit": world_fit_page,
+}

@@ -16,9 +16,13 @@ ARTEFACT = "artefact.json"
 ARTEFACT_FORMAT = 1
 
 LOADERS: dict[str, str] = {
+    "control-agent": "forethought.control:load_agent",
+    "control-model": "forethought.control:load_model",
     "corpus": "forethought.data:open_corpus",
+    "episodes": "forethought.data:open_episodes",
     "language-model": "forethought.nn:load_language_model",
     "run": "forethought.core.run:open_run",
+    "world-model": "forethought.world:load_world_model",
 }
 
 _HUGGING_FACE_FAMILIES = ("llama", "qwen2", "qwen3")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import forethought.core.files as files
-from forethought.core.artefact import ARTEFACT, read_kind, resolve
+from forethought.core.artefact import resolve
 from forethought.core.config import from_dict
 from forethought.core.errors import ConfigError, DataError, InputError
 from forethought.core.progress import track
@@ -22,22 +21,19 @@ from forethought.data import (
     IGNORED_TARGET,
     Batch,
     Corpus,
-    CorpusConfig,
     PackedBatches,
     load_tokenizer,
-    open_corpus,
-    prepare_corpus,
 )
 from forethought.nn import LanguageModel, load_language_model, num_parameters, save_language_model
 from forethought.pretrain.config import FitConfig
 from forethought.pretrain.evaluate import bits_per_byte, mean_loss, measure, ngram_baselines
+from forethought.pretrain.inputs import check_corpus, open_or_prepare
 from forethought.pretrain.objective import distillation_loss, next_token_loss
 from forethought.stats import median_interval
 from forethought.train import Parallel, build_optimisers, open_parallel, open_run, train
 from forethought.train.state import gather, module_tensors, restore_module
 
 BASELINE_TOKENS = 4_000_000
-INPUTS = "inputs.json"
 
 
 def fit(
@@ -76,9 +72,9 @@ def fit(
             if finished is not None:
                 return finished
             try:
-                corpus = _open_or_prepare(settings, out, parallel)
+                corpus = open_or_prepare(settings, out, parallel)
                 if parallel.is_main:
-                    _check_corpus(run, corpus)
+                    check_corpus(run, corpus)
                 work = _Fit(settings, corpus, run, parallel)
             except InputError:
                 run.discard()
@@ -240,56 +236,6 @@ class _Speed:
         self._last = now
         self._smooth = speed if self._smooth is None else 0.9 * self._smooth + 0.1 * speed
         return round(self._smooth)
-
-
-def _open_or_prepare(settings: FitConfig, out: Path, parallel: Parallel) -> Corpus:
-    """Open a prepared corpus where one was given; else prepare it inside the run, once, on the main rank."""
-    prepared = _prepared(settings.sources)
-    if prepared is not None:
-        return open_corpus(prepared)
-    place = out / "corpus"
-    if parallel.is_main:
-        prepare(settings.sources, place, settings.corpus)
-    parallel.barrier()
-    return open_corpus(place)
-
-
-def prepare(sources: Sequence[str], place: Path, settings: CorpusConfig) -> Corpus:
-    """Prepare a corpus and show how far it is; what is there already is opened.
-
-    Raises:
-        InputError: as data.prepare_corpus.
-    """
-    with track("corpus", None, unit="bytes") as progress:
-        return prepare_corpus(sources, place, settings, lambda stage, done, _total: progress.update(done, stage=stage))
-
-
-def _check_corpus(run: Run, corpus: Corpus) -> None:
-    """Refuse to resume on another corpus than the one the run began with: batches would silently be others."""
-    path = run.directory / INPUTS
-    if path.exists():
-        recorded = files.read_json(path, what="run inputs").get("corpus")
-        if recorded != corpus.identity:
-            raise ConfigError(
-                f"{run.directory} was trained on another corpus than {corpus.path} is now; restore that corpus, or "
-                "start anew with --exists replace"
-            )
-    else:
-        files.write_json(path, {"corpus": corpus.identity})
-
-
-def _prepared(sources: tuple[str, ...]) -> Path | None:
-    """Return the prepared corpus that the sources name, if they name one."""
-    places = [Path(source) for source in sources if (Path(source) / ARTEFACT).is_file()]
-    if not places:
-        return None
-    kinds = [read_kind(place) for place in places]
-    if len(sources) != 1 or kinds != ["corpus"]:
-        held = ", ".join(f"{place} is a {kind}" for place, kind in zip(places, kinds, strict=True))
-        raise ConfigError(
-            f"the sources {', '.join(sources)} cannot be read as text: {held}; give text, or one prepared corpus alone"
-        )
-    return places[0]
 
 
 def _load_teacher(directory: str, corpus: Corpus, device: torch.device) -> nn.Module:

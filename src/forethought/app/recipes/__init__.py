@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import tyro
 
 from forethought.app.arguments import leaves, parse, say
-from forethought.app.recipes.pretrain import PRETRAIN_RECIPES
+from forethought.app.recipes.pretrain import CONTINUE_RECIPES, MEMBERS_RECIPES, PRETRAIN_RECIPES, STUDY_RECIPES
 from forethought.core.config import difference, to_dict
 from forethought.core.errors import unknown_name
 
-RECIPES: dict[str, Callable[[], Any]] = {f"pretrain.{name}": recipe for name, recipe in PRETRAIN_RECIPES.items()}
+_PRETRAIN = {**PRETRAIN_RECIPES, **MEMBERS_RECIPES, **STUDY_RECIPES, **CONTINUE_RECIPES}
+RECIPES: dict[str, Callable[[], Any]] = {f"pretrain.{name}": recipe for name, recipe in _PRETRAIN.items()}
 
 __all__ = ["PRETRAIN_RECIPES", "RECIPES", "recipes_verb"]
 

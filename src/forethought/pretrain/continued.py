@@ -1,0 +1,217 @@
+"""Continued pre-training: a base model, a domain, a share of replay, and how much domain text the recipe is worth."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from forethought.core.config import config
+from forethought.core.errors import ConfigError, InputError
+from forethought.core.run import Exists, Run
+from forethought.data import Corpus
+from forethought.nn import LanguageModel, load_language_model
+from forethought.pretrain.config import FitConfig
+from forethought.pretrain.inputs import check_corpus, open_or_prepare
+from forethought.pretrain.members import Member, MembersConfig, seeds
+from forethought.pretrain.members.spread import Spread
+from forethought.pretrain.scores import average_loss, token_log_probabilities
+from forethought.pretrain.slices import held_out_slices
+from forethought.pretrain.study.laws import NUM_BOOTSTRAP, sd_of_loss
+from forethought.pretrain.study.points import PointStore, Record
+from forethought.pretrain.study.recipes import rows_of
+from forethought.stats import data_efficiency, fit_power_law
+from forethought.train import Parallel
+
+PLAIN, RECIPE = "plain", "recipe"
+
+
+@config
+class ContinueConfig:
+    """A recipe on little domain text, and plain continued training on more and more of it to compare with."""
+
+    fit: FitConfig = FitConfig()
+    """The domain corpus (prepared with the base's tokenizer) and what all runs share; the base gives the shape."""
+    base: str = ""
+    """A model directory, ours or Hugging Face."""
+    replay: str | None = None
+    """A prepared corpus of the base's own domain, replayed against forgetting."""
+    replay_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    data: int = Field(default=65_536, ge=1)
+    """Domain tokens of the recipe."""
+    epochs: float = Field(default=4.0, gt=0.0)
+    """Passes of the recipe over them."""
+    lr: float = Field(default=1e-3, gt=0.0)
+    tau: float = Field(default=20.0, gt=0.0)
+    """The recipe's decay, as memory in epochs: many of them, or the base itself is forgotten (the paper's is 21)."""
+    members: int = Field(default=4, ge=2)
+    """Members of the recipe, which differ in the order of the data (they share the base's weights)."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    plain_data: tuple[int, ...] = (65_536, 131_072, 262_144, 524_288)
+    """Domain tokens of the plain runs: one epoch, small decay."""
+    plain_decay: float = Field(default=0.1, ge=0.0)
+    plain_lr: float = Field(default=1e-3, gt=0.0)
+    noise_seeds: int = Field(default=3, ge=3)
+    workers: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    def __post_init__(self) -> None:
+        if (self.replay is None) != (self.replay_share == 0.0):
+            raise ConfigError("replay and replay_share go together; give a prepared corpus and a share, or neither")
+
+
+def continue_training(
+    settings: ContinueConfig, out: Path | str, *, recipe: str = "continue", exists: Exists = "refuse"
+) -> dict[str, Any]:
+    """Train the recipe and the plain runs from the base, and return their losses, soup and data efficiency.
+
+    Killed or interrupted, the same call with exists="resume" goes on.
+
+    Raises:
+        ConfigError: no base, or its vocabulary or context does not fit the corpus.
+        InputError: the corpus, the config or the directory cannot be used.
+        InterruptedRunError: interrupted and saved.
+    """
+    if not settings.base:
+        raise ConfigError("continued pre-training starts from a model; name its directory with --base")
+    out = Path(out)
+    with Run.open(out, config=settings, recipe=recipe, exists=exists, allow=("workers",)) as run:
+        finished = run.result()
+        if finished is not None:
+            return finished
+        try:
+            corpus = open_or_prepare(settings.fit, out, Parallel(torch.device("cpu")))
+            check_corpus(run, corpus)
+        except InputError:
+            run.discard()
+            raise
+        result = _Continued(settings, corpus, out).result()
+        run.write_result(result)
+        return result
+
+
+class _Continued:
+    """The arms of a comparison, all from one base."""
+
+    def __init__(self, settings: ContinueConfig, corpus: Corpus, out: Path) -> None:
+        self.settings, self.corpus, self.out = settings, corpus, out
+        self.store = PointStore(out, Spread(workers=settings.workers))
+        self.fit = replace(settings.fit, sources=(str(corpus.path),))
+
+    def result(self) -> dict[str, Any]:
+        settings = self.settings
+        plain = [self._row(PLAIN, self._plain(data), data) for data in settings.plain_data]
+        records = self._recipe()
+        single = self._row(RECIPE, records, settings.data)
+        ensemble = average_loss(rows_of(self.store, records, "report"))
+        soup = self._soup(records)
+        return {
+            "kind": "pretrain.continue",
+            "base": settings.base,
+            "base_loss": self._base_loss(),
+            "plain": plain,
+            "recipe": single,
+            "ensemble_loss": ensemble,
+            "soup_loss": soup,
+            "replay_share": settings.replay_share,
+            "efficiency": self._efficiency(
+                plain, {"single": float(single["loss"]), "ensemble": ensemble, "soup": soup}
+            ),
+            "corpus": self.corpus.report,
+        }
+
+    def _plain(self, data: int) -> list[Record]:
+        """Train one pass at a small decay: what one does without a recipe."""
+        settings = self.settings
+        optimiser = replace(self.fit.optimiser, lr=settings.plain_lr, tau=None, weight_decay=settings.plain_decay)
+        members = seeds(settings.noise_seeds, first=settings.seed)
+        plain = MembersConfig(
+            fit=replace(self.fit, optimiser=optimiser),
+            members=members,
+            epochs=1.0,
+            train_tokens=data,
+            base=settings.base,
+        )
+        return [record for record in self.store.train(plain) if record is not None]
+
+    def _recipe(self) -> list[Record]:
+        """Train several passes with stronger decay, replay, and members that differ in order."""
+        settings = self.settings
+        members = tuple(
+            Member(seed=settings.seed + k, lr=settings.lr, tau=settings.tau) for k in range(settings.members)
+        )
+        own = MembersConfig(
+            fit=self.fit,
+            members=members,
+            epochs=settings.epochs,
+            train_tokens=settings.data,
+            base=settings.base,
+            mixture=settings.replay,
+            mixture_share=settings.replay_share,
+        )
+        own = replace(own, frontier=replace(own.frontier, dropout=settings.dropout))
+        return [record for record in self.store.train(own) if record is not None]
+
+    def _row(self, arm: str, records: Sequence[Record], data: int) -> dict[str, Any]:
+        losses = [float(record["report_loss"]) for record in records]
+        return {
+            "arm": arm,
+            "data": data,
+            "loss": statistics.fmean(losses),
+            "seed_losses": losses,
+            "seed_sd": statistics.stdev(losses),
+        }
+
+    def _efficiency(self, plain: Sequence[Mapping[str, Any]], losses: Mapping[str, float]) -> dict[str, Any]:
+        """How much more domain text plain training would need; a law where three budgets allow one."""
+        points = [(row["data"] / 1e6, row["loss"], sd_of_loss(row)) for row in plain]
+        try:
+            x, y, sds = zip(*points, strict=True)
+            law = fit_power_law(x, y, sds if all(sds) else None, seed=self.settings.seed, num_bootstrap=NUM_BOOTSTRAP)
+        except (InputError, ValueError) as error:
+            return {"reason": f"the law of plain training is not fitted: {error}"}
+        sd = float(plain[0]["seed_sd"]) / self.settings.members**0.5
+        found = {
+            name: data_efficiency(
+                loss, law, data=self.settings.data / 1e6, loss_sigma=sd, largest_data=max(x), seed=self.settings.seed
+            ).to_dict()
+            for name, loss in losses.items()
+        }
+        return {"law": law.to_dict(), **found}
+
+    def _soup(self, records: Sequence[Record]) -> float:
+        """The loss of the mean of the members' weights, which works where all began at one base."""
+        models = [load_language_model(self._place(record)) for record in records]
+        return self._loss(average_weights(models))
+
+    def _base_loss(self) -> float:
+        return self._loss(load_language_model(self.settings.base, dtype=torch.float32))
+
+    def _loss(self, model: LanguageModel) -> float:
+        report = held_out_slices(self.corpus, self.fit.evaluation_tokens)["report"]
+        logs = token_log_probabilities(model, report, batch_size=self.fit.batch_size, context=self.fit.context)
+        return float(-logs.mean(dtype="f8"))
+
+    def _place(self, record: Record) -> Path:
+        return self.out / "runs" / str(record["run"]) / "models" / str(record["name"])
+
+
+@torch.no_grad()
+def average_weights(models: Sequence[LanguageModel]) -> LanguageModel:
+    """Return a model whose weights are the mean of the given ones.
+
+    Raises:
+        ConfigError: no models, or models of different shapes.
+    """
+    if not models or any(model.config.resolved != models[0].config.resolved for model in models):
+        raise ConfigError("weights are averaged over one or more models of one shape")
+    soup = LanguageModel(models[0].config).eval()
+    named = [dict(model.named_parameters()) for model in models]
+    for name, parameter in soup.named_parameters():
+        parameter.copy_(torch.stack([own[name].float() for own in named]).mean(0))
+    return soup
