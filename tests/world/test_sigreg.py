@@ -77,7 +77,9 @@ def test_the_anchors_of_bad_scales_shifts_and_ranks() -> None:
     gaussian = [draw(128, 192, name=f"a{i}") for i in range(40)]
     assert mean(lambda i: 0.5 * gaussian[i]) == pytest.approx(19.8, rel=0.03)
     assert mean(lambda i: 2.0 * gaussian[i]) == pytest.approx(32.2, rel=0.03)
-    assert mean(lambda i: 1.0 + gaussian[i]) == pytest.approx(53.9, rel=0.05)
+    # A shift of 1 in every coordinate is one of about N(0, 1) along a direction, so the expectation is the floor and
+    # 2 N times the integral of exp(-1.5 t^2) (1 - exp(-t^2 / 2)): 50.7. (One draw of the same gave 53.9 elsewhere.)
+    assert mean(lambda i: 1.0 + gaussian[i]) == pytest.approx(50.7, rel=0.06)
 
     def low_rank(i: int, rank: int) -> Tensor:
         basis, _ = torch.linalg.qr(draw(192, rank, name=f"b{i}"))
