@@ -93,6 +93,19 @@ def public_names() -> str:
     return "\n".join(parts) + "\n"
 
 
+# No figure of these stands anywhere; a full run writes its JSON, and its name goes from here.
+PREPARED = (
+    "certify",
+    "control",
+    "pretrain",
+    "world",
+    "gpu/control",
+    "gpu/decode",
+    "gpu/pretrain",
+    "gpu/world",
+)
+
+
 def benchmarks() -> str:
     """Return the page of committed benchmark results: what was measured, on what, by which command."""
     parts = ["# Benchmarks", "", NOTE, "", BENCHMARKS_LEAD]
@@ -110,7 +123,14 @@ def benchmarks() -> str:
             f"revision {str(record['revision']['revision'])[:12]}"
             f"{' with local changes' if record['revision']['dirty'] else ''}.",
         ]
+    parts += ["", "## Prepared, not yet run", ""]
+    parts += [f"- `benchmarks/{name}.py`: {_lead(name)}" for name in PREPARED]
     return "\n".join(parts) + "\n"
+
+
+def _lead(name: str) -> str:
+    text = ast.get_docstring(ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())) or ""
+    return " ".join(text.split("\n\n")[0].split())
 
 
 def _figure(value: object) -> str:
