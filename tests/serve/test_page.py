@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +64,9 @@ def test_a_prompt_is_answered_token_by_token_in_colours(
     browser: Any, new_house: Callable[..., House], width: int, height: int, dark: bool
 ):
     house = new_house(pace=0.01)
+    seen, steps = threading.Event(), itertools.count()
+    # The engine goes no further than some steps until the first tokens were looked at, however slow the browser is.
+    house.bridge.model.step_hook = lambda: seen.wait(20) and None if next(steps) > 5 else None
     with Tab(browser, house, width, height, color_scheme="dark" if dark else "light") as tab:
         page = tab.page
         tab.until("document.getElementById('status').textContent === 'ready'")
@@ -72,6 +77,7 @@ def test_a_prompt_is_answered_token_by_token_in_colours(
         # Tokens come while the request runs: some are there before it has ended.
         page.wait_for_selector(".turn.made .token", state="attached")
         assert page.is_enabled("#stop")
+        seen.set()
         tab.until("!document.getElementById('send').disabled")
         kinds = page.eval_on_selector_all(".turn.made .token", "all => all.map(one => one.className.split(' ')[1])")
         assert {"foreseen", "drafted", "own", "rejected"} <= set(kinds)
