@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from forethought.decode.simulate import (
     tokens_per_round,
 )
 from forethought.decode.simulate.behaviour import BEYOND, Fate
+from forethought.decode.simulate.calibrating import TimedStep, calibrated, speed
 from forethought.decode.simulate.measuring import measure_profile, read_prompts, record
 from forethought.nn import LanguageModel
 
@@ -315,6 +317,45 @@ def test_the_verb_refuses_what_it_cannot_use(tmp_path: Path):
     lines = tmp_path / "prompts.jsonl"
     lines.write_text('{"prompt": "one"}\n{"prompt": "two\\nlines"}\n')
     assert read_prompts(lines, 4) == ["one", "two\nlines"]
+
+
+def test_costs_are_read_off_steps_as_they_were_paid():
+    loop = CostCurves(
+        target=Curve(sizes=(1, 8, 16), seconds=((1.0, 1.2, 2.0), (1.4, 1.6, 2.4)), contexts=(0, 400)),
+        draft=Curve.of({1: 0.05, 16: 0.2}),
+    )
+    added, factor, pace, contention = 0.1, 1.3, 1.5, 1.2
+
+    def paid(rows: int, context: int) -> float:
+        return added + loop.target(rows, context) * (factor if rows > 1 else 1.0)
+
+    def step(rows: int, context: int, source: str, *, wait: float, host: float, slowed: float = 1.0) -> TimedStep:
+        verify = slowed * paid(rows, context)
+        return TimedStep(rows, context, 2, source, verify, wait, verify + wait + host)
+
+    plain = [step(1, context, "none", wait=0.0, host=0.09) for context in (50, 200, 350)]
+    classic = [step(8, context, "draft", wait=7 * pace * 0.05, host=0.2) for context in (50, 200, 350)]
+    foreseen = [step(8, 100, "cache", wait=0.1, host=0.25, slowed=contention) for _ in range(3)]
+    foreseen.append(step(8, 300, "draft", wait=9.0, host=0.25, slowed=contention))
+    costs = calibrated(loop, plain, classic, foreseen)
+    for rows, context in ((1, 0), (8, 100), (16, 400)):
+        assert costs.target(rows, context) == pytest.approx(paid(rows, context))
+    assert costs.draft is not None
+    assert costs.draft(1) == pytest.approx(pace * 0.05)
+    found = (costs.host, costs.draft_link, costs.link, costs.contention)
+    assert found == pytest.approx((0.09, 0.2, 0.35, contention))
+    assert speed(plain) == pytest.approx(6 / sum(each.total for each in plain))
+
+
+def test_passes_beside_a_draft_take_as_much_longer_as_the_profile_says():
+    behaviour = Behaviour(acceptance=(0.7,))
+    plan = Plan("ssd", 4, 8, jit_length=4)
+    for policy, ratio in ((plan, 1.5), (Plan(), 1.0), (Plan("draft", 4), 1.0)):
+        seconds = [
+            sum(happened.verify for happened in simulate(costs, behaviour, policy, num_requests=1).rounds)
+            for costs in (UNIT, replace(UNIT, contention=1.5))
+        ]
+        assert seconds[1] / seconds[0] == pytest.approx(ratio, rel=0.1)
 
 
 @pytest.mark.nightly

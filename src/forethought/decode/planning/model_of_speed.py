@@ -72,7 +72,11 @@ class Costs:
 
 @config
 class CostCurves:
-    """What passes cost at any context; the fields are those of `Costs`."""
+    """What passes cost at any context; the fields are those of `Costs`.
+
+    `contention`: how much longer a pass of the target takes while a draft computes beside it; a simulation knows it, a
+    planner learns it.
+    """
 
     target: Curve
     draft: Curve | None = None
@@ -81,6 +85,7 @@ class CostCurves:
     host: float = 0.0
     extra_forwards: int = 0
     ngram: float = 0.0
+    contention: float = 1.0
 
     def at(self, context: float = 0.0) -> Costs:
         """Return the costs at one context."""

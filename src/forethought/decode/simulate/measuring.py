@@ -12,20 +12,21 @@ import gzip
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from forethought.core.errors import DataError
+from forethought.core.errors import DataError, InputError
 from forethought.decode.law.sampling import SamplingParams
 from forethought.decode.llm import LLM
 from forethought.decode.planning.curves import SIZES, Curve, measure
 from forethought.decode.planning.model_of_speed import CostCurves
 from forethought.decode.served import open_model
 from forethought.decode.simulate.behaviour import BEYOND, Behaviour, Recording
+from forethought.decode.simulate.calibrating import TimedStep, calibrated, speed
 from forethought.decode.simulate.profile import FixedPlan, Profile
 from forethought.decode.sources.ngram import NgramIndex
 from forethought.nn import LanguageModel
@@ -39,20 +40,18 @@ _MAX_PROMPTS_BYTES = 64 << 20
 
 @dataclass
 class _Decoded:
-    """What decoding prompts one after the other brought, the steps that read prompts left out."""
+    """What decoding prompts one after the other brought: for each its tokens, its text and its steps.
 
-    prompts: list[list[int]]
-    texts: list[list[int]]
-    tokens: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    verify: float = 0.0
-    stall: float = 0.0
+    Steps that read the prompt are left out.
+    """
 
-    @property
-    def host(self) -> float:
-        """Seconds of a step that are neither the target's pass nor waiting for drafts."""
-        return max(self.seconds - self.verify - self.stall, 0.0) / max(self.steps, 1)
+    prompts: list[list[int]] = field(default_factory=list[list[int]])
+    texts: list[list[int]] = field(default_factory=list[list[int]])
+    steps: list[list[TimedStep]] = field(default_factory=list[list[TimedStep]])
+
+    def some(self, first: int) -> list[TimedStep]:
+        """The steps of every second prompt."""
+        return [step for steps in self.steps[first::2] for step in steps]
 
 
 def read_prompts(path: Path, limit: int) -> list[str]:
@@ -90,9 +89,13 @@ def measure_profile(
 ) -> Profile:
     """Measure a pair of models on this machine; the machine should have nothing else to do.
 
+    Every other prompt, from the first, sets the parameters; the simulation is held against the others.
+
     Raises:
-        InputError: the models do not fit each other, or a prompt does not fit them.
+        InputError: there are fewer than two prompts, the models do not fit each other, or a prompt does not fit them.
     """
+    if len(prompts) < 2:
+        raise InputError(f"{len(prompts)} prompt was given; give two or more: half of them set the parameters")
     classic = classic or FixedPlan(num_speculative_tokens=4)
     ssd = ssd or FixedPlan(num_speculative_tokens=4, budget=16, jit_length=4)
     speculative: dict[str, dict[str, Any]] = {
@@ -112,26 +115,28 @@ def measure_profile(
     for method, settings in speculative.items():
         with LLM(target, speculative_config=settings, num_threads=num_threads, max_num_seqs=1) as llm:
             done[method] = _decode(llm, prompts, output_tokens)
-    costs = CostCurves(
+    loop = CostCurves(
         target=_curve(target, num_threads, repeats),
         draft=_curve(draft, num_threads, repeats),
         link=link,
         draft_link=link,
-        host=done["ar"].host,
     )
+    # What parameters are read off is never what the simulation is then held against.
+    costs = calibrated(loop, *(each.some(0) for each in done.values()))
     model, plainly = open_model(draft).model, done["ar"]
-    recordings = tuple(record(model, a, b) for a, b in zip(plainly.prompts, plainly.texts, strict=True))
+    held = list(zip(plainly.prompts, plainly.texts, strict=True))[1::2]
+    recordings = tuple(record(model, a, b) for a, b in held)
     return Profile(
         name=name,
-        note="Measured on one machine: curves of single passes, the link's round trip, the host's share of a plain "
-        "step, and the greedy texts of the target, which requests replay.",
+        note="Measured on one machine: curves of passes, put right by steps of the engine on every other prompt, "
+        "and the greedy texts of the target on the others, which requests replay.",
         costs=costs,
         datasets={"prompts": Behaviour(recordings=recordings)},
         classic=classic,
         ssd=ssd,
-        published={"prompts": {method: each.tokens / each.seconds for method, each in done.items()}},
+        published={"prompts": {method: speed(each.some(1)) for method, each in done.items()}},
         provenance="The same prompts decoded by the real engine on the same machine, prompts' own steps left out.",
-        prompt_tokens=max(2, int(np.mean([len(tokens) for tokens in plainly.prompts]))),
+        prompt_tokens=max(2, int(np.mean([len(tokens) for tokens, _ in held]))),
         output_tokens=output_tokens,
     )
 
@@ -159,28 +164,44 @@ def record(draft: LanguageModel, prompt: Sequence[int], text: Sequence[int]) -> 
 
 def _decode(llm: LLM, prompts: Sequence[str], output_tokens: int) -> _Decoded:
     params = SamplingParams(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
-    engine, counts = llm.engine, llm.engine.counts
-    done = _Decoded([], [])
+    done = _Decoded()
+    # The first prompt is decoded twice, once to warm up.
     for number, prompt in enumerate([prompts[0], *prompts]):
         tokens = llm.encode(prompt)
-        engine.add(tokens, params)
-        text: list[int] = []
-        while engine.has_work:
-            verify, stall, began = counts.verify_seconds.sum, counts.stall_seconds.sum, time.perf_counter()
-            new = [token for update in engine.step() for token in update.token_ids]
-            seconds = time.perf_counter() - began
-            # The first prompt is decoded twice, once to warm up; steps until the first token read the prompt.
-            if number and text:
-                done.tokens += len(new)
-                done.steps += 1
-                done.seconds += seconds
-                done.verify += counts.verify_seconds.sum - verify
-                done.stall += counts.stall_seconds.sum - stall
-            text += new
+        text, steps = _decode_one(llm, tokens, params)
         if number:
             done.prompts.append(tokens)
             done.texts.append(text)
+            done.steps.append(steps)
     return done
+
+
+def _decode_one(llm: LLM, prompt: list[int], params: SamplingParams) -> tuple[list[int], list[TimedStep]]:
+    engine, counts = llm.engine, llm.engine.counts
+    engine.add(prompt, params)
+    text: list[int] = []
+    steps: list[TimedStep] = []
+    while engine.has_work:
+        verify, stall = counts.verify_seconds.sum, counts.stall_seconds.sum
+        began = time.perf_counter()
+        updates = engine.step()
+        total = time.perf_counter() - began
+        new = [token for update in updates for token in update.token_ids]
+        # Steps until the first token read the prompt.
+        if text and updates:
+            steps.append(
+                TimedStep(
+                    num_rows=1 + updates[0].num_accepted + len(updates[0].rejected),
+                    context=len(prompt) + len(text),
+                    emitted=len(new),
+                    source=updates[0].source,
+                    verify=counts.verify_seconds.sum - verify,
+                    stall=counts.stall_seconds.sum - stall,
+                    total=total,
+                )
+            )
+        text += new
+    return text, steps
 
 
 def _link(target: Path, draft: Path, num_threads: int) -> float:

@@ -161,7 +161,14 @@ def _engine(
         enable_prefix_caching=False,
     )
     return Engine(
-        verifier=SimulatedVerifier(costs.target, fates, clock, jitter=jitter, seed=seed),
+        verifier=SimulatedVerifier(
+            costs.target,
+            fates,
+            clock,
+            jitter=jitter,
+            seed=seed,
+            slowed=lambda: costs.contention if source.plan.method == "ssd" else 1.0,
+        ),
         scheduler=Scheduler(settings, pages),
         source=source,
         max_length=max_length,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from forethought.core.rng import generator
 from forethought.decode.draft import NO_DRAFT, Draft, Judged
@@ -13,12 +13,22 @@ from forethought.decode.simulate.clock import VirtualClock
 
 
 class SimulatedVerifier:
-    """A `Verifier` on a virtual clock; `jitter` is the spread of the logarithm of a pass's time."""
+    """A `Verifier` on a virtual clock; `jitter` is the spread of the logarithm of a pass's time.
+
+    `slowed` says by how much passes are slowed down now.
+    """
 
     def __init__(
-        self, curve: Curve, fates: Mapping[int, Fate], clock: VirtualClock, *, jitter: float, seed: int
+        self,
+        curve: Curve,
+        fates: Mapping[int, Fate],
+        clock: VirtualClock,
+        *,
+        jitter: float,
+        seed: int,
+        slowed: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        self._curve, self._fates, self._clock = curve, fates, clock
+        self._curve, self._fates, self._clock, self._slowed = curve, fates, clock, slowed
         self._noise = jitter
         self._random = generator(seed, "simulate.jitter")
 
@@ -27,7 +37,7 @@ class SimulatedVerifier:
         num_rows = sum(len(work.tokens) for work in works)
         context = sum(work.start for work in works) / len(works)
         scale = float(self._random.lognormal(0.0, self._noise)) if self._noise else 1.0
-        self._clock.advance(scale * self._curve(num_rows, context))
+        self._clock.advance(scale * self._slowed() * self._curve(num_rows, context))
         return [self._judge(work, drafts.get(work.request.id, NO_DRAFT)) for work in works]
 
     def constrain(self, request_id: int, constraint: object) -> None:
