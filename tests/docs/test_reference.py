@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from scripts import write_reference
 
 from tests.conftest import REPOSITORY
 
@@ -22,23 +23,8 @@ def test_references_are_up_to_date():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-ROOMS = (
-    "",
-    ".stats",
-    ".nn",
-    ".data",
-    ".diffusion",
-    ".lookahead",
-    ".train",
-    ".plan",
-    ".envs",
-    ".decode",
-    ".serve",
-    ".pretrain",
-    ".certify",
-    ".world",
-    ".control",
-)
+# core has no flat face: each module is one idea, imported by its name.
+ROOMS = tuple(room for room in write_reference.ROOMS if room != ".core")
 
 
 @pytest.mark.parametrize("room", ROOMS)

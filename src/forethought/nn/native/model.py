@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import forethought.nn.native.library as native
 from forethought.core.errors import InputError
 from forethought.nn.block import Block
 from forethought.nn.language_model import LanguageModel
 from forethought.nn.layers import Linear
-from forethought.nn.native import library as native
 from forethought.nn.native.build import NativeError
 from forethought.nn.paged_cache import check_pool, check_rows
 from forethought.nn.rotary import Rotary
