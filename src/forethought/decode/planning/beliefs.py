@@ -22,6 +22,8 @@ LOOKUPS: tuple[Kin, ...] = ("ngram", "rescue")
 PRIOR_ACCEPTANCE: dict[Kin, float] = {"model": 0.7, "ngram": 0.5, "rescue": 0.5, "none": 0.0}
 PRIOR_FOUND = 0.5
 DRAG_BOUNDS, DRAG_STEP = (0.5, 8.0), 0.05
+# How far one method's passes depart from another's, as a share: a batch of many texts is no single one with many rows.
+PASS_ERROR = 0.08
 # In outcomes: a pooled prior that a dozen rounds overrule, and a pull of each position to the pooled rate.
 POOLED_WEIGHT, POSITION_WEIGHT, RANK_WEIGHT, MISS_WEIGHT = 8.0, 8.0, 16.0, 4.0
 # The short memory spans some 14 verdicts; its alarm is rare by chance (4.5 standard errors) and quick on a real change.
@@ -217,13 +219,14 @@ class RoundTimes:
         self._passes, self._host = _Decayed(), _Decayed()
         self._passes_of: dict[Method, _Decayed] = {}
         self._stall_of: dict[Method, _Decayed] = {}
+        self._host_of: dict[Method, _Decayed] = {}
         self._log_drag = 0.0
 
     def observe(
         self, method: Method, *, passes: float, by_curve: float, stall: float, expected: float, host: float
     ) -> None:
         """Count a round: the measured parts of its time, and what the curves alone say of passes and stall."""
-        for tables in (self._passes_of, self._stall_of):
+        for tables in (self._passes_of, self._stall_of, self._host_of):
             for name, other in tables.items():
                 if name != method:
                     other.total, other.weight = other.total * self._decay, other.weight * self._decay
@@ -233,7 +236,9 @@ class RoundTimes:
         self._passes.add(ratio, self._decay)
         self._passes_of.setdefault(method, _Decayed()).add(ratio, self._decay)
         self._stall_of.setdefault(method, _Decayed()).add(min(stall, ceiling) - expected, self._decay)
-        self._host.add(min(max(host, 0.0), 4.0 * by_curve), self._decay)
+        host = min(max(host, 0.0), 4.0 * by_curve)
+        self._host.add(host, self._decay)
+        self._host_of.setdefault(method, _Decayed()).add(host, self._decay)
 
     def observe_depth(self, num_drafted: int, wanted: int, reach: float) -> None:
         """Count a foreseen draft of so many tokens where the draft's own pace would have `reach`ed a depth.
@@ -248,14 +253,19 @@ class RoundTimes:
             # The end of a text cuts drafts too: no single one may say much.
             self._log_drag += DRAG_STEP * float(np.clip(implied - self._log_drag, -0.7, 0.7))
 
-    def costs(self, method: Method, by_curves: Costs) -> Costs:
-        """Return the costs with what was learned of a method's times."""
+    def costs(self, method: Method, by_curves: Costs, optimism: float = 0.0) -> Costs:
+        """Return the costs with what was learned of a method's times.
+
+        `optimism` in standard errors leans to shorter passes where little was seen of the method lately.
+        """
         pooled = self._passes.mean(1.0, self.PRIOR_WEIGHT)
-        factor = self._passes_of.get(method, _Decayed()).mean(pooled, self.PRIOR_WEIGHT)
+        seen = self._passes_of.get(method, _Decayed())
+        factor = seen.mean(pooled, self.PRIOR_WEIGHT)
+        factor *= 1.0 - min(optimism * PASS_ERROR, 0.5) * self.PRIOR_WEIGHT / (seen.weight + self.PRIOR_WEIGHT)
         return replace(
             by_curves,
             target=by_curves.target.scaled(factor),
-            host=self._host.mean(by_curves.host, self.PRIOR_WEIGHT),
+            host=self._host_of.get(method, _Decayed()).mean(self._host.mean(by_curves.host, 4.0), self.PRIOR_WEIGHT),
             delay=self._stall_of.get(method, _Decayed()).mean(0.0, self.PRIOR_WEIGHT),
             drag=float(np.exp(self._log_drag)),
         )

@@ -234,7 +234,7 @@ class Planner:
         if self.config.exploration == 0.0:
             return None
         waiting: list[tuple[int, float, Plan]] = []
-        for hope in self._forecasts(self._beliefs(self.config.optimism)):
+        for hope in self._forecasts(self._beliefs(self.config.optimism), self.config.optimism):
             if hope.rate <= (1.0 + 2.0 * self.config.margin) * best.rate or hope.plan == best.plan:
                 continue
             sober = self._forecast(hope.plan, beliefs)
@@ -271,10 +271,13 @@ class Planner:
             if self.on_change is not None:
                 self.on_change(plan)
 
-    def _forecasts(self, beliefs: Beliefs) -> list[Forecast]:
-        """The best plan of each method (of SSD, with each fallback), the best first."""
+    def _forecasts(self, beliefs: Beliefs, optimism: float = 0.0) -> list[Forecast]:
+        """The best plan of each method (of SSD, with each fallback), the best first.
+
+        Of plain decoding nothing but the time is unsure, of the others what `beliefs` already lean to.
+        """
         settings, batch = self.config, self._batch
-        found = [plain(self._costs("none"), batch)]
+        found = [plain(self._costs("none", optimism), batch)]
         if "ngram" in settings.methods:
             costs = self._costs("ngram")
             found.append(max((from_ngrams(costs, beliefs, batch, length) for length in settings.lengths), key=_rate))
@@ -295,8 +298,8 @@ class Planner:
     def _beliefs(self, optimism: float = 0.0) -> Beliefs:
         return self._verdicts.beliefs(optimism=optimism)
 
-    def _costs(self, method: Method) -> Costs:
-        return self._times.costs(method, self.costs.at(self._context))
+    def _costs(self, method: Method, optimism: float = 0.0) -> Costs:
+        return self._times.costs(method, self.costs.at(self._context), optimism)
 
 
 def _family(plan: Plan) -> tuple[Method, Fallback]:
