@@ -20,24 +20,10 @@ from forethought.plan.problem import Plan, Problem
 from forethought.plan.search import SearchState, first_state, search
 
 
-class SamplingPlanner:
-    """What the sampling planners share: sizes that are checked, a population around the mean, the call."""
+class _Searching:
+    """What every planner that searches by rounds of candidates does alike."""
 
-    num_candidates: int
-    num_iterations: int
-    initial_std: float
     needs_gradient = False
-
-    def __post_init__(self) -> None:
-        if self.num_candidates < 1 or self.num_iterations < 1:
-            raise ConfigError(
-                f"num_candidates is {self.num_candidates} and num_iterations {self.num_iterations}; both are at least 1"
-            )
-        if not self.initial_std > 0.0:
-            raise ConfigError(f"initial_std is {self.initial_std}; it must be positive")
-        num_elites = getattr(self, "num_elites", 1)
-        if not 1 <= num_elites <= self.num_candidates:
-            raise ConfigError(f"num_elites is {num_elites}; it must be from 1 to num_candidates {self.num_candidates}")
 
     @property
     def num_averaged(self) -> int:
@@ -54,6 +40,25 @@ class SamplingPlanner:
     ) -> Plan:
         """Plan (see `Planner`)."""
         return search(self, problem, generator, warm_BHA=warm_BHA, deadline_s=deadline_s)  # pyright: ignore[reportArgumentType]
+
+
+class SamplingPlanner(_Searching):
+    """What the sampling planners share: sizes that are checked, a population around the mean, the call."""
+
+    num_candidates: int
+    num_iterations: int
+    initial_std: float
+
+    def __post_init__(self) -> None:
+        if self.num_candidates < 1 or self.num_iterations < 1:
+            raise ConfigError(
+                f"num_candidates is {self.num_candidates} and num_iterations {self.num_iterations}; both are at least 1"
+            )
+        if not self.initial_std > 0.0:
+            raise ConfigError(f"initial_std is {self.initial_std}; it must be positive")
+        num_elites = getattr(self, "num_elites", 1)
+        if not 1 <= num_elites <= self.num_candidates:
+            raise ConfigError(f"num_elites is {num_elites}; it must be from 1 to num_candidates {self.num_candidates}")
 
     def begin(self, problem: Problem, mean_BHA: Tensor, std_BHA: Tensor, generator: torch.Generator) -> SearchState:
         """Return the state before the first iteration: the mean given and the prior's spread times `initial_std`."""
@@ -242,7 +247,7 @@ class PredictiveSampling(SamplingPlanner):
 
 
 @config
-class Categorical:
+class Categorical(_Searching):
     """The cross-entropy method over discrete actions; a problem's actions are one-hot rows of A categories.
 
     The distribution begins at the prior's mean if its rows are probabilities, else uniform. Each update takes the
@@ -262,24 +267,6 @@ class Categorical:
                 f"num_elites is {self.num_elites}, num_candidates {self.num_candidates}, num_iterations "
                 f"{self.num_iterations}; all are at least 1 and elites at most the candidates"
             )
-
-    needs_gradient = False
-
-    @property
-    def num_averaged(self) -> int:
-        """How many of the best candidates the trace averages over."""
-        return self.num_elites
-
-    def __call__(
-        self,
-        problem: Problem,
-        generator: torch.Generator,
-        *,
-        warm_BHA: Tensor | None = None,
-        deadline_s: float | None = None,
-    ) -> Plan:
-        """Plan (see `Planner`)."""
-        return search(self, problem, generator, warm_BHA=warm_BHA, deadline_s=deadline_s)  # pyright: ignore[reportArgumentType]
 
     def begin(self, problem: Problem, mean_BHA: Tensor, std_BHA: Tensor, generator: torch.Generator) -> SearchState:
         """Return uniform probabilities, or those of the warm start with a tenth of uniform mixed in."""

@@ -111,15 +111,12 @@ def measure_profile(
         },
     }
     done: dict[str, _Decoded] = {}
-    link = _link(target, draft, num_threads)
     for method, settings in speculative.items():
         with LLM(target, speculative_config=settings, num_threads=num_threads, max_num_seqs=1) as llm:
             done[method] = _decode(llm, prompts, output_tokens)
     loop = CostCurves(
         target=_curve(target, num_threads, repeats),
         draft=_curve(draft, num_threads, repeats),
-        link=link,
-        draft_link=link,
     )
     # What parameters are read off is never what the simulation is then held against.
     costs = calibrated(loop, *(each.some(0) for each in done.values()))
@@ -202,12 +199,6 @@ def _decode_one(llm: LLM, prompt: list[int], params: SamplingParams) -> tuple[li
             )
         text += new
     return text, steps
-
-
-def _link(target: Path, draft: Path, num_threads: int) -> float:
-    """The way to the draft and back, as an engine that plans for itself measures it."""
-    with LLM(target, speculative_config={"method": "ssd", "model": str(draft)}, num_threads=num_threads) as llm:
-        return 0.0 if llm.planner is None else llm.planner.costs.link
 
 
 def _curve(directory: Path, num_threads: int, repeats: int) -> Curve:

@@ -6,6 +6,7 @@ Legend: B batch, F horizon, X features a step, K context tokens, C features of o
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ Prepared = tuple[Tensor, ...]
 _MAX_LEVELS = 1024
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, ABC):
     """Base of the denoisers: `prepare` digests the clean conditions, `level` the time, `run` maps the chunk."""
 
     def __init__(self, shape: DenoiserConfig) -> None:
@@ -26,17 +27,20 @@ class Denoiser(nn.Module):
         self.shape = shape
         self._levels: dict[float, Prepared] | None = None
 
+    @abstractmethod
     def prepare(self, context: Tensor | None, aligned: Tensor | None) -> Prepared:
         """Return whatever of the conditions does not depend on the chunk or the time."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def level(self, times: Tensor) -> Prepared:
         """Return whatever of the times [B or 1] does not depend on the chunk or the conditions."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def run(self, x_BFX: Tensor, level: Prepared, prepared: Prepared) -> Tensor:
         """Return the raw output for chunks, from what `level` and `prepare` returned."""
-        raise NotImplementedError
+        ...
 
     def evaluate(self, x_BFX: Tensor, times: Tensor, prepared: Prepared) -> Tensor:
         """Return the raw output for chunks at times [B or 1]."""
