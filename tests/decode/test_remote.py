@@ -323,6 +323,84 @@ def test_the_demand_may_change_between_any_two_rounds(pair: Pair) -> None:
     assert speculator.accounts.hits > 0
 
 
+def test_where_no_draft_is_wanted_the_other_side_is_told_seldom_and_reads_on_by_itself(pair: Pair) -> None:
+    source, transport, speculator = scripted(pair, Demand(0))
+    bench = Bench(pair[0], source, pair[1])
+    sample = bench.add([1, 2, 3], SamplingParams(max_tokens=120, temperature=0.0))
+    for _ in range(60):
+        bench.round()
+    told = [message for message in transport.sent if isinstance(message, Outcome)]
+    assert [len(message.tokens) for message in told] == [24, 24]
+    assert [message.accepted for message in told] == [-1, -1]
+    trunk = next(iter(speculator._lanes.values())).trunk
+    assert (trunk.length, trunk.num_written) == (3 + 48, 3 + 48 - 1)
+    due = len(sample.tokens) - 48 + 1
+    source.demand = Demand(4, 8)
+    bench.run()
+    assert sample.tokens == oracle(pair, [1, 2, 3], sample.request.params, 4, method="none")
+    # What was held back goes with the first verdict that wants a draft, and nothing has to be sent again.
+    told = [message for message in transport.sent if isinstance(message, Outcome)]
+    assert len(told[2].tokens) == due
+    assert source.health.resyncs == source.health.stale == 0
+    assert sum(isinstance(message, Prefill) for message in transport.sent) == 1
+    assert any(draft.source == "cache" for draft in sample.drafts)
+
+
+def test_long_lookups_never_make_a_message_too_long(pair: Pair) -> None:
+    source, transport, _ = scripted(pair, Demand(0))
+    request = Request(0, [1, 2, 3], SamplingParams(max_tokens=400, temperature=0.0), max_length=403)
+    source.start(request)
+    for length in (20, 20, 33, 1, 33, 5):
+        kept = [length % VOCABULARY] * length
+        source.judged(request, NO_DRAFT, Judged(length - 1, kept[-1]), kept)
+        request.tokens.extend(kept)
+    told = [message.tokens for message in transport.sent if isinstance(message, Outcome)]
+    assert [len(tokens) for tokens in told] == [20, 20, 33, 1, 33]
+    assert [token for tokens in told for token in tokens] == request.tokens[3:-5]
+    assert source.health.alive
+
+
+def test_an_answer_that_comes_while_tokens_are_held_back_is_no_draft(pair: Pair) -> None:
+    """An answer, sent twice by the line, to the state before the tokens that the other side was not yet told of."""
+    source, transport, _ = scripted(pair, Demand(4, 8))
+    request = Request(0, [1, 2, 3], GREEDY, max_length=43)
+    source.start(request)
+    source.judged(request, NO_DRAFT, Judged(0, 4), [4])
+    seen: list[bytes] = []
+    transport.on_reply = lambda frame: seen.append(frame) or [frame]
+    assert source.collect([request])[0].tokens
+    source.demand = Demand(0)
+    source.judged(request, NO_DRAFT, Judged(0, 5), [5])
+    transport._ready.append(seen[-1])
+    assert source.collect([request]) == {}
+    assert source.health.stale == 1
+
+
+def test_a_few_texts_at_a_time_are_watched(pair: Pair) -> None:
+    class Watch:
+        def __init__(self) -> None:
+            self.count = 0
+
+        def observe_rank(self, source: str, num_drafted: int, accepted: int, rank: int | None) -> None:
+            pass
+
+        def observe_shadow(self, shadow: Shadow) -> None:
+            self.count += 1
+
+    watch = Watch()
+    source, _, _ = scripted(pair, Demand(0), observer=watch)
+    requests = [Request(place, [1 + place], GREEDY, max_length=41) for place in range(6)]
+    for request in requests:
+        source.start(request)
+    # The first token of a text with nothing to copy is a proposal of nothing, known at once.
+    for request in requests:
+        source.judged(request, NO_DRAFT, Judged(0, 20 + request.id), [20 + request.id])
+    assert watch.count == 4
+    source.stop(requests[0])
+    source.judged(requests[5], NO_DRAFT, Judged(0, 9), [9])
+    assert watch.count == 5
+
+
 def test_a_preempted_request_comes_back_in_a_new_epoch(pair: Pair) -> None:
     source, _, speculator = scripted(pair)
     bench = Bench(pair[0], source, pair[1])

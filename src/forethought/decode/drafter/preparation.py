@@ -106,6 +106,10 @@ class Preparation:
         lane.glue_seconds = lane.tree_seconds = 0.0
         lane.trunk.propose(answer.tokens)
         lane.branches.clear()
+        if lane.wanted == 0 and lane.trunk.num_written < lane.trunk.length - 1:
+            # Read while nobody waits: the first draft that is wanted again would wait for all of it.
+            lane.read_to = lane.trunk.length - 1
+            self._to_read[lane.trunk.request] = lane
         self._schedule(lane)
 
     def take(self, lane: Lane, accepted: int, token: int) -> int | None:

@@ -46,6 +46,10 @@ TRIALS_EVERY = 3
 REPORT_DECAY = 0.999
 TIMES_DECAY = 0.99
 CREDIT_ROUNDS = 2000
+# Of a large batch so many verdicts a round are learned from, taken in turn: they come faster than texts change.
+MOST_VERDICTS = 6
+# A batch that grows or shrinks is planned for anew this often at most, as a share of the usual time between.
+HASTE = 0.15
 # The plan that priors choose is soon thought over.
 FIRST_PATIENCE, MOST_PATIENCE = 0.2, 4.0
 
@@ -114,7 +118,7 @@ class Planner:
         self._accounts = _Account()
         self._batch, self._context, self._credit, self._round_seconds = 1.0, 0.0, 0.0, 0.0
         self._since_change, self._since_considered, self._seconds_since, self._planned_batch = 0, 0, 0.0, 1.0
-        self._trial_left, self._considered, self._patience = 0, 0, FIRST_PATIENCE
+        self._trial_left, self._considered, self._patience, self._steady = 0, 0, FIRST_PATIENCE, 0
         self._tried_at: dict[tuple[Method, Fallback], int] = {}
         self._best = self._forecasts(self._beliefs())[0]
         self._by_ranks = self._by_curve = self._promised = self._best
@@ -125,7 +129,9 @@ class Planner:
         if not happened.verdicts:
             return
         self._context = self._context if happened.context is None else happened.context
-        self._batch = float(max(happened.num_decoding, 1))
+        batch = float(max(happened.num_decoding, 1))
+        self._steady = self._steady + 1 if batch == self._batch else 0
+        self._batch = batch
         self._learn(happened)
         self._since_change += 1
         self._since_considered += 1
@@ -141,9 +147,10 @@ class Planner:
         due = (
             self._since_considered >= self.config.rounds and self._seconds_since >= self.config.seconds * self._patience
         )
-        # Plans are for a batch: one of another size cannot wait, unless sizes change all the time.
+        # Plans are for a batch: one of another size cannot wait long, unless sizes change all the time.
         low, high = sorted((self._batch, self._planned_batch))
-        if due or (high > 1.25 * low and self._since_considered >= min(LAG, self.config.rounds)):
+        other = high > 1.25 * low and self._since_considered >= min(LAG, self.config.rounds)
+        if due or (other and self._seconds_since >= HASTE * self.config.seconds):
             self._consider()
 
     def observe_rank(self, source: str, num_drafted: int, accepted: int, rank: int | None) -> None:
@@ -182,13 +189,15 @@ class Planner:
         }
 
     def _learn(self, happened: Round) -> None:
-        for source, num_drafted, accepted in happened.verdicts:
+        first = self._accounts.rounds * MOST_VERDICTS % len(happened.verdicts)
+        turn = happened.verdicts[first:] + happened.verdicts[:first]
+        for source, num_drafted, accepted in turn[:MOST_VERDICTS]:
             kin = kin_of(source, self.plan)
             if self._verdicts.observe(kin, num_drafted, accepted, self.plan.num_speculative_tokens):
                 self._patience = 1.0
         settled = self._since_change >= LAG
         if self.plan.method == "ssd" and settled:
-            for source, num_drafted, _ in happened.verdicts:
+            for source, num_drafted, _ in turn[:MOST_VERDICTS]:
                 self._verdicts.observe_hit(source == "cache", self._by_ranks.hit)
                 if source == "cache":
                     self._times.observe_depth(num_drafted, self.plan.num_speculative_tokens, self._by_curve.reach)
@@ -221,7 +230,9 @@ class Planner:
         self._patience = min(2.0 * self._patience, most)
         self._best = best
         self._considered += 1
-        trial = self._worth_a_trial(best, beliefs) if self._considered % TRIALS_EVERY == 0 else None
+        # What a trial finds out is for this batch: one that is shrinking will be gone.
+        may_try = self._considered % TRIALS_EVERY == 0 and self._steady >= self.config.trial
+        trial = self._worth_a_trial(best, beliefs) if may_try else None
         if trial is None:
             self._set(best.plan, beliefs)
             return

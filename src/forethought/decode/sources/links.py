@@ -68,7 +68,8 @@ class Link:
     given: Draft | None = None
     laws_KV: torch.Tensor | None = None
     judged: tuple[str, int, int] = ("none", 0, 0)
-    caster: ShadowCaster = field(default_factory=ShadowCaster)
+    caster: ShadowCaster | None = None
+    held: list[int] = field(default_factory=list[int])
 
     @property
     def tag(self) -> Tag:
@@ -81,11 +82,17 @@ class Link:
         return self.max_length - len(self.text.tokens) - 1
 
     def commit(self, tokens: Sequence[int]) -> None:
-        """Add committed tokens to the text; what was said of the state before is done with."""
+        """Add committed tokens to the text, to be told of; what was said of the state before is done with."""
         self.text.extend(tokens)
-        self.round += 1
-        self.prefix_hash = extend_hash(self.prefix_hash, tokens)
+        self.held.extend(tokens)
         self.spec = self.given = None
+
+    def tell(self) -> list[int]:
+        """Return the tokens that the other side is to be told of, the state being what it is with them."""
+        told, self.held = self.held, []
+        self.round += 1
+        self.prefix_hash = extend_hash(self.prefix_hash, told)
+        return told
 
     def is_own(self, draft: Draft) -> bool:
         """Whether a draft that was judged, perhaps cut, is the answer of the other side."""
