@@ -105,6 +105,8 @@ def pair(corpus: list[str], out: Path, device: str, steps: int, *, tiny: bool) -
         batch_size=4 if tiny else 64,
         context=64 if tiny else 512,
         max_positions=128 if tiny else 2048,
+        evaluation_tokens=1024 if tiny else 65_536,
+        final_tokens=2048 if tiny else 1_000_000,
         device=device,
         baselines=False,
     )
@@ -120,7 +122,16 @@ def pair(corpus: list[str], out: Path, device: str, steps: int, *, tiny: bool) -
         model = load_language_model(out / name)
         place = out / "pair" / name
         tokenizer = out / name / "model"
-        save_language_model(model, place, tokenizer, replace=True, max_shard_bytes=SHARD_BYTES, dtype="bfloat16")
+        card = {"README.md": (tokenizer / "README.md").read_bytes()}
+        save_language_model(
+            model,
+            place,
+            tokenizer,
+            replace=True,
+            max_shard_bytes=SHARD_BYTES,
+            dtype="bfloat16",
+            extra_files=card,
+        )
     keys = ("parameters", "steps", "validation_loss", "test_loss", "validation_bits_per_byte", "tokens_per_second")
     return {name: {key: values.get(key) for key in keys} for name, values in found.items()}
 

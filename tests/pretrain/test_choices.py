@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,9 @@ from forethought.pretrain.choices import (
     pair_accuracy,
     read_questions,
 )
-from forethought.pretrain.export import model_card, write_gguf
+from forethought.pretrain.export import write_gguf
 from forethought.pretrain.export.gguf import gguf_name
+from tests.app.workshop import WORDS
 from tests.pretrain.small import small_corpus, small_fit
 
 
@@ -71,7 +74,7 @@ def test_normalised_accuracy_divides_by_bytes(made):
     tokenizer, models = made
     options = ("mat", "the red house over the hill and the dog")
     sums = continuation_scores(models[:1], tokenizer, [("The cat saw ", f" {o}") for o in options], batch_size=2)
-    ratios = [score / len(f" {o}".encode()) for score, o in zip(sums, options, strict=True)]
+    ratios = [score / len(o.encode()) for score, o in zip(sums, options, strict=True)]
     gold = max(range(2), key=lambda k: sums[k])
     found = choice_accuracy(
         models[:1], tokenizer, [Question(("The cat saw ",) * 2, tuple(f" {o}" for o in options), gold)]
@@ -79,6 +82,23 @@ def test_normalised_accuracy_divides_by_bytes(made):
     assert found["accuracy"] == 1.0
     assert found["normalised_accuracy"] == float(max(range(2), key=lambda k: ratios[k]) == gold)
     assert found["guessing"] == 0.5
+
+
+def test_an_ensemble_answers_by_its_averaged_probabilities(made):
+    tokenizer, models = made
+    options = [f" {a} {b}" for a in WORDS for b in WORDS]
+    scored = [continuation_scores([m], tokenizer, [("The", o) for o in options], batch_size=32) for m in models]
+    averaged = continuation_scores(models, tokenizer, [("The", o) for o in options], batch_size=32)
+    products = [sum(each) for each in zip(*scored, strict=True)]
+    pairs = itertools.combinations(range(len(options)), 2)
+    # Two options whose order the mean of the logarithms would turn round.
+    first, second = next((a, b) for a, b in pairs if (averaged[a] - averaged[b]) * (products[a] - products[b]) < -1e-3)
+    gold = int(averaged[second] > averaged[first])
+    question = Question(("The",) * 2, (options[first], options[second]), gold)
+    assert choice_accuracy(models, tokenizer, [question])["accuracy"] == 1.0
+    both = choice_accuracy(models, tokenizer, [question, replace(question, gold=1 - gold)])
+    assert both["accuracy"] == 0.5
+    assert both["accuracy_interval"][0] < 0.5 < both["accuracy_interval"][1]
 
 
 def test_files_are_read_and_bad_lines_are_named(tmp_path: Path):
@@ -153,27 +173,3 @@ def test_gguf_has_every_tensor_and_llama_cpp_gives_the_same_tokens_and_logits(ma
     save_language_model(models[0], tmp_path / "other", tmp_path / "odd")
     with pytest.raises(ArtefactError, match="splits text as GPT-2 does"):
         write_gguf(tmp_path / "other", tmp_path / "o.gguf")
-
-
-def test_a_card_tells_figures_leaks_and_the_certificate(tmp_path: Path):
-    result = {
-        "parameters": 1000,
-        "parameters_non_embedding": 400,
-        "epochs": 2.0,
-        "train_tokens": 640,
-        "corpus": {"documents": 3, "leaks": {"policy": "drop", "leaked": {"test": 0}}},
-        "members": [
-            {
-                "name": "member-0",
-                "tune_loss": 2.0,
-                "report_loss": 2.5,
-                "report_bits_per_byte": 1.2,
-                "seed": 4,
-                "weight_decay": 0.3,
-            }
-        ],
-    }
-    assert "seed 4, wd 0.3" in model_card(result, name="run", recipe="members")
-    proof = tmp_path / "certificate.json"
-    proof.write_text("{}")
-    assert "`certificate.json` (SHA-256 44136fa3" in model_card(result, name="run", recipe="members", certificate=proof)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +17,12 @@ from forethought.core.run import read_records
 from forethought.data import CorpusConfig, PackedBatches, open_corpus
 from forethought.nn import load_language_model
 from forethought.pretrain import prepare
-from forethought.pretrain.batching import Mixture
+from forethought.pretrain.batching import Mixture, labelled_windows
 from forethought.pretrain.continued import ContinueConfig, average_weights, continue_training
 from forethought.pretrain.distil import chain_distil, retention, sample_corpus, sequence_distil, soft_distil
 from forethought.pretrain.members import seeds, steps_of, train_members
-from tests.app.workshop import WORDS, small_text
+from forethought.pretrain.study import Grid
+from tests.app.workshop import WORDS
 from tests.pretrain.small import small_corpus, small_fit, small_members
 
 
@@ -93,6 +96,35 @@ def test_a_mixture_shows_every_real_window_as_often_as_without(place: Path):
     assert all(found)
 
 
+def test_laws_over_sampled_text_join_those_over_the_real_text(place: Path, tmp_path: Path):
+    corpus = open_corpus(place / "corpus")
+    fit = small_fit(place / "corpus")
+    fixed = labelled_windows(corpus.validation, corpus.test, fit, seed=3, share=0.5)
+    count = len(labelled_windows(corpus.validation, None, fit, seed=0).tokens_WT)
+    seen = np.concatenate([fixed.windows(step) for step in range(2 * count // fit.batch_size + 1)])[: 2 * count]
+    assert sorted(seen[seen < count]) == list(range(count)), "every real window once an epoch"
+    assert (seen >= count).sum() == count
+    step = fixed.batch(2)
+    assert np.array_equal(step.tokens_BT, fixed.tokens_WT[fixed.windows(2)])
+    teachers = [place / "teachers" / "models" / f"member-{k}" for k in (0, 1)]
+    settings = small_members(place / "corpus", members=seeds(1, first=7), train_tokens=512, epochs=2.0)
+    samples = sample_corpus(
+        lambda _model, tokens, seed: (
+            " ".join(rng.generator(seed, "t", n).choice(WORDS, 30)) for n in range(tokens // 20)
+        ),
+        teachers,
+        corpus,
+        tmp_path / "samples",
+        num_tokens=1000,
+    )
+    plain = soft_distil(settings, teachers, tmp_path / "plain")
+    mixed = soft_distil(settings, teachers, tmp_path / "mixed", samples=samples, sampled_share=0.5)
+    assert mixed["steps"] == 2 * plain["steps"]
+    assert len(list(tmp_path.glob("labels-*"))) == 2, "other windows, another cache"
+    fall = figures(tmp_path / "mixed", "divergence_0")
+    assert fall[-1] < 0.6 * fall[0]
+
+
 def test_retention_is_the_papers_and_says_when_there_is_nothing_to_keep():
     kept = retention(single=(3.57, 0.005), student=(3.3635, 0.005), teacher=(3.32, 0.005))
     assert kept["retention"] == pytest.approx(0.826, abs=1e-3)
@@ -103,7 +135,8 @@ def test_retention_is_the_papers_and_says_when_there_is_nothing_to_keep():
 
 def test_continued_training_starts_at_the_base_and_compares(place: Path, tmp_path: Path):
     base = place / "teachers" / "models" / "member-0"
-    text = small_text(tmp_path / "domain.jsonl", 90)
+    text, draw = tmp_path / "domain.jsonl", rng.generator(5, "tests.domain")
+    text.write_text("\n".join(json.dumps({"text": " ".join(draw.choice(WORDS, 60))}) for _ in range(90)))
     domain = CorpusConfig(tokenizer=str(base), validation_share=0.15, test_share=0.15, seed=3)
     prepare([str(text)], tmp_path / "domain", domain)
     settings = ContinueConfig(
@@ -115,8 +148,20 @@ def test_continued_training_starts_at_the_base_and_compares(place: Path, tmp_pat
         epochs=2.0,
         members=2,
         plain_data=(512, 1024, 2048),
+        plain_lrs=(1e-3, 4e-3),
+        grid=Grid(tau=(20.0,), lr=(1e-3, 4e-3), epochs=(1, 2)),
+        group=2,
     )
-    result = continue_training(settings, tmp_path / "run")
+    told: list[dict[str, Any]] = []
+    result = continue_training(settings, tmp_path / "run", tell=told.append)
+    tried = {data: [r for r in told if r["train_tokens"] == data and r["tau"] != 20.0] for data in settings.plain_data}
+    for row in result["plain"]:
+        by_rate = {lr: [r for r in tried[row["data"]] if r["lr"] == lr] for lr in settings.plain_lrs}
+        best = min(by_rate, key=lambda lr: sum(float(r["tune_loss"]) for r in by_rate[lr]))
+        assert row["lr"] == best
+    recipe = result["recipe"]
+    assert recipe["verdict"] == "certified"
+    assert recipe["loss"] == pytest.approx(sum(recipe["seed_losses"]) / 2), "not the loss that chose"
     assert result["base_loss"] > result["recipe"]["loss"]
     assert [row["data"] for row in result["plain"]] == [512, 1024, 2048]
     assert set(result["efficiency"]) == {"law", "single", "ensemble", "soup"}

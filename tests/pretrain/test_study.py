@@ -27,6 +27,8 @@ from forethought.pretrain.study import (
 )
 from forethought.pretrain.study.budget import Item
 from forethought.pretrain.study.laws import efficiency_of, shape_of_curve
+from forethought.pretrain.study.limits import band, measured_multiplier
+from forethought.stats import fit_power_law
 from tests.pretrain.small import small_corpus, small_fit
 
 GRID = Grid(tau=(0.25, 0.5, 1.0, 2.0), lr=(1e-3, 3e-3, 1e-2), epochs=(2, 4, 8, 16))
@@ -185,3 +187,50 @@ def test_laws_recover_the_curves_that_made_the_rows():
     best = min(r["loss"] for r in rows if r["recipe"] == "regularised" and r["data"] == 10**6)
     expected = (1.2 / (best - 2.3)) ** 2
     assert worth["regularised", 1_000_000]["multiplier"] == pytest.approx(expected, rel=0.03)
+    assert laws["joint_over_data"]["asymptote"] == pytest.approx(1.7, abs=0.05), "members, then size, then data"
+    reach = {(entry["recipe"], entry["data"]): entry for entry in laws["efficiency"] if entry["limit"]}
+    expected = (1.2 / (2.9 - 2.3)) ** 2
+    assert reach["joint limit", 1_000_000]["multiplier"] == pytest.approx(expected, rel=0.05)
+
+
+def test_a_measured_multiplier_interpolates_and_says_where_it_cannot():
+    standard = [(1000, 5.0, 0.01), (4000, 4.5, 0.01), (16_000, 4.0, 0.01)]
+    found = measured_multiplier(1000, 4.25, 0.01, standard)
+    assert found["multiplier"] == pytest.approx(8.0)
+    low, high = found["interval"]
+    assert 7.0 < low < 8.0 < high < 9.2
+    beyond = measured_multiplier(1000, 3.9, 0.01, standard)
+    assert beyond["multiplier"] is None
+    assert beyond["at_least"] == pytest.approx(16.0)
+    assert beyond["interval"] == [None, None]
+    edge = measured_multiplier(1000, 4.001, 0.01, standard)
+    assert edge["interval"][1] is None, "the loss may be lower than any that was measured"
+
+
+def test_a_band_holds_its_curve_and_narrows_with_the_noise():
+    x = [1.0, 2.0, 4.0, 8.0]
+    widths: list[float] = []
+    for sd in (0.02, 0.002):
+        drawn = band(fit_power_law(x, [3.0 + 1.0 / each for each in x], sd, num_bootstrap=200), x)
+        assert drawn["x"][0] == pytest.approx(1.0)
+        assert drawn["x"][-1] == pytest.approx(8.0)
+        assert all(a <= b <= c for a, b, c in zip(drawn["low"], drawn["curve"], drawn["high"], strict=True))
+        widths.append(max(high - low for high, low in zip(drawn["high"], drawn["low"], strict=True)))
+    assert widths[1] < 0.3 * widths[0]
+
+
+def test_budgets_that_are_not_searched_take_the_point_of_their_size(corpus: Path, tmp_path: Path):
+    study = small_study(corpus, data=(1024, 1536), recipes=("regularised",), searched=1)
+    result = ladder(study, tmp_path / "run", cache=tmp_path / "points")
+    rows = {(row["shape"], row["data"]): row for row in result["rows"]}
+    for shape in ("8x1", "16x1"):
+        assert rows[shape, 1536]["point"] == rows[shape, 1024]["point"]
+        assert "lacks" in rows[shape, 1536]["verdict"]
+        assert rows[shape, 1024]["certified"]
+    assert not (tmp_path / "run" / "points").exists()
+    told: list[str] = []
+    smaller = replace(study, data=(1024,))
+    again = ladder(
+        smaller, tmp_path / "other", cache=tmp_path / "points", tell=lambda record: told.append(record["run"])
+    )
+    assert again["rows"] == result["rows"][:2], "another ladder on the same corpus finds its points trained"

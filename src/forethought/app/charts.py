@@ -12,14 +12,24 @@ _INK, _FAINT = "#010203", "#040506"
 PALETTE = ("#2f6fde", "#d9742b", "#2a9d6e", "#a855b5", "#b8902a", "#d1495b")
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+Bands = Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]
 
 
-def curves(series: Series, *, x_label: str, y_label: str, levels: Mapping[str, float] | None = None) -> str:
-    """Draw named (x, y) lines, and horizontal lines at named levels to compare with."""
+def curves(
+    series: Series,
+    *,
+    x_label: str,
+    y_label: str,
+    levels: Mapping[str, float] | None = None,
+    bands: Bands | None = None,
+) -> str:
+    """Draw named (x, y) lines, bands (x, low, high) in the colour of their line, and horizontal lines at levels."""
     figure, axes = _figure(7.2, 3.4)
     for colour, (name, (x, y)) in zip(_colours(), series.items(), strict=False):
         marker = "o" if len(x) <= 20 else None
         axes.plot(x, y, color=colour, linewidth=1.8, label=name, marker=marker, markersize=4)
+        if bands and name in bands:
+            axes.fill_between(*bands[name], color=colour, alpha=0.15, linewidth=0)
     for name, level in (levels or {}).items():
         axes.axhline(level, color=_FAINT, linewidth=1.0, linestyle="--")
         axes.annotate(

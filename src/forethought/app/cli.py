@@ -41,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "control distil": Verb("forethought.app.control.adapt:distil_verb", "distil an agent into a reactive policy"),
     "certify run": Verb("forethought.app.certify.run:run_verb", "train a short network and certify its error"),
     "certify verify": Verb("forethought.app.certify.verify:verify_verb", "derive a certificate again and check it"),
+    "certify attach": Verb("forethought.app.certify.attach:attach_verb", "put a certificate on its model's card"),
     "certify plan": Verb("forethought.app.certify.plan:plan_verb", "bits for a target; declare a prior beforehand"),
     "certify holdout": Verb("forethought.app.certify.plan:holdout_verb", "bounds from counts of errors alone"),
     "certify phenomena": Verb(
@@ -51,6 +52,7 @@ VERBS: dict[str, Verb] = {
     "simulate": Verb("forethought.app.simulate:simulate_verb", "simulate decoding on a machine given by its profile"),
     "world demo": Verb("forethought.app.world.demo:demo_verb", "a world model end to end: collect to report"),
     "world collect": Verb("forethought.app.world.verbs:collect_verb", "collect episodes with frames"),
+    "world inspect": Verb("forethought.app.world.opening:inspect_verb", "say what episodes hold, and show one"),
     "world train": Verb("forethought.app.world.verbs:train_verb", "train a world model on episodes"),
     "world evaluate": Verb("forethought.app.world.verbs:evaluate_verb", "plan to goal images, beside baselines"),
     "world probe": Verb("forethought.app.world.verbs:probe_verb", "ask what the latents know of the state"),

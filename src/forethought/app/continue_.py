@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from forethought.app.arguments import chosen_recipe, parse, say, table
+from forethought.app.ladder import ends, measured_words
 from forethought.app.recipes.pretrain import CONTINUE_RECIPES
 from forethought.core.artefact import resolve
 from forethought.pretrain.continued import ContinueConfig, continue_training
@@ -65,12 +66,12 @@ def continue_summary(result: dict[str, Any]) -> str:
     for name in ("single", "ensemble", "soup"):
         if name in efficiency:
             found = efficiency[name]
-            low = found["interval"][0]
-            rows[f"worth, {name}"] = (
-                f"{found['multiplier']:.2f}x the domain text (95 % from {low:.2f})"
+            by_law = (
+                f"{found['multiplier']:.2f}x the domain text (95 % {ends(found['interval'])})"
                 if found["identified"]
                 else f"not identified: {found['reason']}"
             )
+            rows[f"worth, {name}"] = f"{by_law}; {measured_words(found['measured'])}"
     if "reason" in efficiency:
         rows["worth"] = efficiency["reason"]
     return table(rows)

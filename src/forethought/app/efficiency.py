@@ -72,6 +72,8 @@ def law_lines(laws: dict[str, Any]) -> list[str]:
             lines.append(f"  {recipe} over size at {int(data):,} tokens: {best}; {_limit(found['law'])}")
     lines += [f"  joint limit at {int(data):,} tokens: {_limit(law)}" for data, law in laws["joint"].items()]
     lines += [f"  {recipe} over data: {_limit(law)}" for recipe, law in laws["over_data"].items()]
+    if any(laws["joint"]):
+        lines.append(f"  members, then size, then data: {_limit(laws['joint_over_data'])}")
     return lines
 
 

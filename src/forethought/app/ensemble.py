@@ -137,9 +137,10 @@ def _train(given: EnsembleArguments, recipe: str) -> dict[str, Any]:
         count = given.count or len(settings.members)
         settings = replace(settings, members=seeds(count, first=settings.fit.seed, vary=given.vary))
     trained = train_members(settings, given.out, recipe=f"pretrain.{recipe}", exists=given.exists)
-    write_card(given.out, trained, recipe=recipe)
     # A single model without averages is an ensemble of one: all figures then agree.
-    return score_runs([given.out], given.only) | {"out": str(given.out), "steps": trained["steps"]}
+    scored = score_runs([given.out], given.only)
+    write_card(given.out, trained, recipe=f"pretrain.{recipe}", ensemble=scored)
+    return scored | {"out": str(given.out), "steps": trained["steps"]}
 
 
 def _logit_loss(runs: Sequence[Path], names: Sequence[str]) -> float:

@@ -38,6 +38,8 @@ class LadderArguments:
     """Time to spend, such as 30m or 2h; what it does not afford is named and left out. None: all of it."""
     sizes: tuple[str, ...] = ()
     """Shapes as WIDTHxLAYERS, smallest first, such as 64x2 128x4 256x4; none: the recipe's."""
+    cache: Path | None = None
+    """A directory of trained points that several ladders on one corpus share; None: the run directory."""
     exists: Literal["resume", "refuse", "replace"] = "refuse"
     """What to do when the run directory is already there."""
     json: bool = False
@@ -64,6 +66,7 @@ def ladder_verb(arguments: list[str]) -> dict[str, Any]:
             recipe=f"pretrain.{name}",
             exists=given.exists,
             seconds=seconds,
+            cache=given.cache,
             tell=table.tell,
             planned=table.planned,
         )
@@ -95,19 +98,30 @@ def ladder_summary(result: dict[str, Any]) -> str:
 
 
 def efficiency_lines(laws: dict[str, Any]) -> list[str]:
-    """Return the data-efficiency multipliers, or why there are none."""
+    """Return the data-efficiency multipliers, by law and by measured losses, or why there are none."""
     lines: list[str] = []
     for entry in laws["efficiency"]:
         if "recipe" not in entry:
             lines.append(f"  data efficiency: {entry['reason']}")
-        elif entry["identified"]:
-            low, high = entry["interval"]
+            continue
+        where = f"  {entry['recipe']} at {entry['data']:,} tokens:"
+        if entry["identified"]:
             kind = "extrapolated" if entry["extrapolated"] else "within the data that was measured"
-            upper = "no bound" if high is None else f"{high:.2f}"
-            lines.append(
-                f"  {entry['recipe']} at {entry['data']:,} tokens: {entry['multiplier']:.2f}x the data "
-                f"(95 % {low:.2f} to {upper}; {kind})"
-            )
+            lines.append(f"{where} {entry['multiplier']:.2f}x the data (95 % {ends(entry['interval'])}; {kind})")
         else:
-            lines.append(f"  {entry['recipe']} at {entry['data']:,} tokens: not identified, {entry['reason']}")
+            lines.append(f"{where} not identified, {entry['reason']}")
+        lines.append(f"{where} {measured_words(entry['measured'])}")
     return lines
+
+
+def measured_words(measured: dict[str, Any]) -> str:
+    """Return a multiplier that no law went into, in words."""
+    if measured["multiplier"] is None:
+        return f"more than {measured['at_least']:.2f}x by measured losses, the largest budget of the standard recipe"
+    return f"{measured['multiplier']:.2f}x by measured losses (95 % {ends(measured['interval'])})"
+
+
+def ends(interval: list[float | None]) -> str:
+    """Return the ends of an interval in words; one that nothing bounds is said to be so."""
+    low, high = ("no bound" if end is None else f"{end:.2f}" for end in interval)
+    return f"{low} to {high}"

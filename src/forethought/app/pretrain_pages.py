@@ -7,11 +7,10 @@ from typing import Any
 
 from forethought.app import charts
 from forethought.app.efficiency import law_lines
+from forethought.app.ladder import ends, measured_words
 from forethought.app.page import Figure, Page, Section, environment_line, table_of
 from forethought.app.pages import OpenedRun, corpus_section, millions
 from forethought.pretrain.scores import open_scores, subset_curve
-
-_BAND_POINTS = 24
 
 
 def ladder_page(run: OpenedRun) -> Page:
@@ -21,7 +20,7 @@ def ladder_page(run: OpenedRun) -> Page:
     sections = [_size_section(rows, laws, data) for data in sorted({row["data"] for row in rows})]
     sections += _member_sections(laws)
     sections += _data_sections(rows)
-    sections += [_efficiency_section(laws), _laws_section(laws), _rows_section(rows)]
+    sections += [_efficiency_section(laws), _laws_section(laws), _rows_section(rows), _points_section(result["points"])]
     if result["left_out"]:
         table = table_of(["left out", "seconds"], [[item["name"], item["seconds"]] for item in result["left_out"]])
         sections.append(Section("Left out", "What the budget of time did not afford.", table=table))
@@ -72,12 +71,13 @@ def continue_page(run: OpenedRun) -> Page:
     result = run["result"]
     plain = result["plain"]
     levels = {"recipe": result["recipe"]["loss"], "ensemble": result["ensemble_loss"], "soup": result["soup_loss"]}
-    drawing = charts.curves(
-        {"plain": ([row["data"] for row in plain], [row["loss"] for row in plain])},
-        x_label="domain tokens",
-        y_label="nats a token",
-        levels=levels,
-    )
+    series: dict[str, tuple[list[float], list[float]]] = {
+        "plain": ([row["data"] / 1e6 for row in plain], [row["loss"] for row in plain])
+    }
+    bands: dict[str, tuple[list[float], list[float], list[float]]] = {}
+    if "law" in result["efficiency"]:
+        _draw_law("law of plain training", result["efficiency"]["law"], series, bands)
+    drawing = charts.curves(series, x_label="million domain tokens", y_label="nats a token", levels=levels, bands=bands)
     return Page(
         title="Continued pre-training",
         lead=f"From {result['base']} ({result['base_loss']:.3f} nats a token on the domain) with replay share "
@@ -87,12 +87,23 @@ def continue_page(run: OpenedRun) -> Page:
         sections=[
             Section(
                 "What the recipe is worth",
-                f"Plain training on more and more text; dashed, the recipe on {result['recipe']['data']:,} tokens.",
+                f"Plain training on more and more text; dashed, the recipe on {result['recipe']['data']:,} tokens. "
+                "The multipliers say how much text plain training needs for the same loss.",
                 drawing,
+                table_of(["arm", "times the text, by law", "95 %", "without a law"], _worth_rows(result["efficiency"])),
             ),
             corpus_section(result["corpus"]),
         ],
     )
+
+
+def _worth_rows(efficiency: Mapping[str, Any]) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for name in ("single", "ensemble", "soup"):
+        found = efficiency[name]
+        known = found["multiplier"] if found["identified"] else found["reason"]
+        rows.append([name, known, ends(found["interval"]), measured_words(found["measured"])])
+    return rows
 
 
 def _size_section(rows: list[dict[str, Any]], laws: Mapping[str, Any], data: int) -> Section:
@@ -102,16 +113,17 @@ def _size_section(rows: list[dict[str, Any]], laws: Mapping[str, Any], data: int
         x.append(row["parameters"] / 1e6)
         y.append(row["loss"])
     words: list[str] = []
+    bands: dict[str, tuple[list[float], list[float], list[float]]] = {}
     for recipe, found in laws["over_size"][str(data)].items():
         if found["sizes"] > 2:
             verdict = "best inside the ladder" if found["interior"] else "monotone" if found["monotone"] else "mixed"
             words.append(f"{recipe}: {verdict}")
         if found["law"]["asymptote"] is not None:
-            series[f"{recipe}, law"] = _drawn(found["law"], [row["parameters"] / 1e6 for row in rows])
+            _draw_law(f"{recipe}, law", found["law"], series, bands)
     return Section(
         f"Over size, {data:,} tokens",
-        "Held-out loss by parameters in millions, embeddings included. " + "; ".join(words) + ".",
-        charts.curves(series, x_label="million parameters", y_label="nats a token"),
+        "Held-out loss by parameters in millions, embeddings included; shaded: 95 %. " + "; ".join(words) + ".",
+        charts.curves(series, x_label="million parameters", y_label="nats a token", bands=bands),
     )
 
 
@@ -124,9 +136,11 @@ def _member_sections(laws: Mapping[str, Any]) -> list[Section]:
         if law["asymptote"] is not None:
             low, high = law["intervals"]["asymptote"]
             levels = {"limit": law["asymptote"], "95 % low": low, "95 % high": high}
-        drawing = charts.curves(
-            {"ensemble": (members, found["curve"])}, x_label="members", y_label="nats a token", levels=levels
-        )
+        series: dict[str, tuple[list[float], list[float]]] = {"ensemble": (members, found["curve"])}
+        bands: dict[str, tuple[list[float], list[float], list[float]]] = {}
+        if "band" in law:
+            _draw_law("1/K", law, series, bands)
+        drawing = charts.curves(series, x_label="members", y_label="nats a token", levels=levels, bands=bands)
         note = "1/K to its limit" if levels else f"no limit: {law['reason'][:140]}"
         sections.append(Section(f"Over members, {found['shape']}, {found['data']:,} tokens", f"{note}.", drawing))
     return sections
@@ -153,13 +167,17 @@ def _efficiency_section(laws: Mapping[str, Any]) -> Section:
         if "recipe" in entry:
             low, high = entry["interval"]
             kind = "extrapolated" if entry["extrapolated"] else "measured range"
-            rows.append([entry["recipe"], entry["data"], entry["multiplier"], low, high, kind, entry["reason"]])
+            measured = measured_words(entry["measured"])
+            rows.append(
+                [entry["recipe"], entry["data"], entry["multiplier"], low, high, kind, measured, entry["reason"]]
+            )
         else:
-            rows.append(["standard", None, None, None, None, "", entry["reason"]])
-    columns = ["recipe", "tokens", "times the data", "95 % low", "95 % high", "reach", "why not"]
+            rows.append(["standard", None, None, None, None, "", "", entry["reason"]])
+    columns = ["recipe", "tokens", "times the data", "95 % low", "95 % high", "reach", "without a law", "why not"]
     return Section(
         "Data efficiency",
-        "How much data the standard recipe would need for the same loss, through its own law.",
+        "How much data the standard recipe would need for the same loss, through its own law and by its measured "
+        "losses alone.",
         table=table_of(columns, rows),
     )
 
@@ -190,6 +208,13 @@ def _rows_section(rows: list[dict[str, Any]]) -> Section:
     return Section("Tuned points", "Each with its certificate of local optimality.", table=table_of(columns, cells))
 
 
+def _points_section(points: list[dict[str, Any]]) -> Section:
+    columns = ["size", "tokens", "tau", "lr", "decay", "epochs", "seed", "tuning loss", "reported loss"]
+    names = ("shape", "train_tokens", "tau", "lr", "weight_decay", "epochs", "seed", "tune_loss", "report_loss")
+    cells = [[point[name] for name in names] for point in points]
+    return Section("Every run", "All that was trained or found trained, in that order.", table=table_of(columns, cells))
+
+
 def _training_section(run: OpenedRun) -> Section:
     series: dict[str, tuple[list[float], list[float]]] = {}
     for record in run["metrics"]:
@@ -206,7 +231,13 @@ def _training_section(run: OpenedRun) -> Section:
     )
 
 
-def _drawn(law: Mapping[str, Any], x: list[float]) -> tuple[list[float], list[float]]:
-    low, high = min(x), max(x)
-    points = [low * (high / low) ** (at / (_BAND_POINTS - 1)) for at in range(_BAND_POINTS)]
-    return points, [law["amplitude"] * each ** -law["exponent"] + law["asymptote"] for each in points]
+def _draw_law(
+    name: str,
+    law: Mapping[str, Any],
+    series: dict[str, tuple[list[float], list[float]]],
+    bands: dict[str, tuple[list[float], list[float], list[float]]],
+) -> None:
+    """Add a law's curve and its band to those of a chart."""
+    drawn = law["band"]
+    series[name] = (drawn["x"], drawn["curve"])
+    bands[name] = (drawn["x"], drawn["low"], drawn["high"])

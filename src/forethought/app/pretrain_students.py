@@ -17,7 +17,7 @@ from forethought.core import rng
 from forethought.core.config import from_dict
 from forethought.core.errors import ConfigError, RunExistsError
 from forethought.core.run import open_run
-from forethought.data import open_corpus
+from forethought.data import Corpus, open_corpus
 from forethought.decode import LLM, SamplingParams
 from forethought.pretrain.distil import chain_distil, retention, sample_corpus, sequence_distil, soft_distil
 from forethought.pretrain.members import MembersConfig, seeds
@@ -51,8 +51,10 @@ class StudentsArguments:
     """Softens teacher and student alike."""
     share: float = 0.75
     """sequence: share of sampled text. chain: share of the soft loss."""
+    sampled: float = 0.0
+    """soft, self: share of rows of text sampled from the teachers, with their probabilities there too."""
     tokens: int = 262_144
-    """sequence: tokens to sample."""
+    """Tokens to sample, where sampled text is asked for."""
     length: int = 3
     """chain: how many links."""
     exists: Literal["resume", "refuse", "replace"] = "refuse"
@@ -156,17 +158,26 @@ def _teachers(given: StudentsArguments) -> Sequence[Path]:
 
 def _soft(given: StudentsArguments, settings: MembersConfig) -> dict[str, Any]:
     return soft_distil(
-        settings, _teachers(given), given.out, top=given.top, temperature=given.temperature, exists=given.exists
+        settings,
+        _teachers(given),
+        given.out,
+        top=given.top,
+        temperature=given.temperature,
+        samples=_samples(given, settings) if given.sampled else None,
+        sampled_share=given.sampled,
+        exists=given.exists,
     )
 
 
 def _sequence(given: StudentsArguments, settings: MembersConfig) -> dict[str, Any]:
+    return sequence_distil(settings, _samples(given, settings), given.out, share=given.share, exists=given.exists)
+
+
+def _samples(given: StudentsArguments, settings: MembersConfig) -> Corpus:
     corpus = open_corpus(settings.fit.sources[0])
     place = given.out.with_name(f"{given.out.name}-samples")
-    samples = sample_corpus(
-        sampler(given.temperature), _teachers(given), corpus, place, num_tokens=given.tokens, seed=settings.fit.seed
-    )
-    return sequence_distil(settings, samples, given.out, share=given.share, exists=given.exists)
+    teachers, seed = _teachers(given), settings.fit.seed
+    return sample_corpus(sampler(given.temperature), teachers, corpus, place, num_tokens=given.tokens, seed=seed)
 
 
 def _chain(given: StudentsArguments, settings: MembersConfig) -> dict[str, Any]:

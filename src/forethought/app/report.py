@@ -11,11 +11,12 @@ import tyro
 
 from forethought.app.arguments import parse, say
 from forethought.app.certify.pages import certificate_page
+from forethought.app.control.pages import part_page, run_page, train_page
 from forethought.app.demo_page import demo_page
 from forethought.app.page import Page, render
 from forethought.app.pages import OpenedRun, fit_page, generic_page
 from forethought.app.pretrain_pages import continue_page, ladder_page, members_page
-from forethought.app.world.page import world_demo_page, world_fit_page
+from forethought.app.world.page import world_collapse_page, world_demo_page, world_fit_page
 from forethought.core import files
 from forethought.core.artefact import read_kind
 from forethought.core.errors import ArtefactError
@@ -65,11 +66,15 @@ def write_report(directory: Path | str) -> Path:
 
 PAGES: dict[str, Callable[[OpenedRun], Page]] = {
     "certify.run": certificate_page,
+    "control.part": part_page,
+    "control.run": run_page,
+    "control.train": train_page,
     "demo": demo_page,
     "pretrain.continue": continue_page,
     "pretrain.fit": fit_page,
     "pretrain.ladder": ladder_page,
     "pretrain.members": members_page,
+    "world.collapse": world_collapse_page,
     "world.demo": world_demo_page,
     "world.fit": world_fit_page,
 }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from forethought.core import rng
 from forethought.data import Batch, PackedBatches, TokenDataset, evaluation_batches
+from forethought.pretrain.config import FitConfig
 
 Ids = NDArray[np.int64]
 
@@ -56,6 +57,21 @@ class Reshuffled:
         return None
 
 
+class Windows(Protocol):
+    """Windows with lasting numbers, for which a teacher's laws can be cached, in some order."""
+
+    tokens_WT: Ids
+    targets_WT: Ids
+
+    def windows(self, step: int, /) -> Ids:
+        """Return the numbers of the windows of one batch."""
+        ...
+
+    def batch(self, step: int, /) -> Batch:
+        """Return one batch."""
+        ...
+
+
 class FixedWindows:
     """The windows of a split in its own order, permuted every epoch, so that a teacher's laws can be cached."""
 
@@ -96,8 +112,47 @@ class Mixture:
         return None
 
     def _row(self, row: int) -> Batch:
-        before, after = int(row * self._share + 1e-9), int((row + 1) * self._share + 1e-9)
-        return self._other.batch(before) if after > before else self._real.batch(row - before)
+        before, is_other = _others_before(row, self._share)
+        return self._other.batch(before) if is_other else self._real.batch(row - before)
+
+
+class FixedMixture:
+    """Fixed windows of two sources, those of the second numbered behind the first's, in a fixed proportion of rows."""
+
+    def __init__(self, real: FixedWindows, other: FixedWindows, *, share: float, batch_size: int) -> None:
+        self._real, self._other, self._share, self._batch_size = real, other, share, batch_size
+        self.tokens_WT = np.concatenate([real.tokens_WT, other.tokens_WT])
+        self.targets_WT = np.concatenate([real.targets_WT, other.targets_WT])
+
+    def windows(self, step: int, /) -> Ids:
+        """Return the numbers of the windows of one batch."""
+        return np.concatenate([self._row(row) for row in range(step * self._batch_size, (step + 1) * self._batch_size)])
+
+    def batch(self, step: int, /) -> Batch:
+        """Return one batch."""
+        chosen = self.windows(step)
+        return Batch(self.tokens_WT[chosen], self.targets_WT[chosen])
+
+    def _row(self, row: int) -> Ids:
+        before, is_other = _others_before(row, self._share)
+        return self._other.windows(before) + len(self._real.tokens_WT) if is_other else self._real.windows(row - before)
+
+
+def labelled_windows(
+    data: TokenDataset, other: TokenDataset | None, fit: FitConfig, *, seed: int, share: float = 0.0
+) -> FixedWindows | FixedMixture:
+    """Return the windows that a teacher's laws are cached for: those of the text, and of a second one mixed in."""
+    if other is None:
+        return FixedWindows(data, batch_size=fit.batch_size, context=fit.context, seed=seed)
+    # Rows are drawn one by one, so that each source runs through its own permutations.
+    parts = [FixedWindows(each, batch_size=1, context=fit.context, seed=seed) for each in (data, other)]
+    return FixedMixture(parts[0], parts[1], share=share, batch_size=fit.batch_size)
+
+
+def _others_before(row: int, share: float) -> tuple[int, bool]:
+    """How many rows before this one come from the other source, and whether this one does."""
+    before, after = int(row * share + 1e-9), int((row + 1) * share + 1e-9)
+    return before, after > before
 
 
 def stacked_batches(orders: Sequence[Order]) -> Callable[[int], MembersBatch]:

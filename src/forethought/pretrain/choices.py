@@ -73,7 +73,8 @@ def choice_accuracy(
     right = {"accuracy": 0, "normalised_accuracy": 0}
     for question in questions:
         sums = np.array([next(scores) for _ in question.contexts])
-        lengths = np.array([max(1, len(text.encode())) for text in question.continuations])
+        # Without the blank before it, as lm-evaluation-harness counts.
+        lengths = np.array([max(1, len(text.removeprefix(" ").encode())) for text in question.continuations])
         right["accuracy"] += int(sums.argmax() == question.gold)
         right["normalised_accuracy"] += int((sums / lengths).argmax() == question.gold)
     count = len(questions)

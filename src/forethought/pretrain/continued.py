@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from pydantic import Field
 
+from forethought.core import files
 from forethought.core.config import config
 from forethought.core.errors import ConfigError, InputError
 from forethought.core.run import Exists, Run
@@ -23,9 +25,12 @@ from forethought.pretrain.members.spread import Spread
 from forethought.pretrain.scores import average_loss, token_log_probabilities
 from forethought.pretrain.slices import held_out_slices
 from forethought.pretrain.study.laws import NUM_BOOTSTRAP, sd_of_loss
+from forethought.pretrain.study.limits import band, worth
 from forethought.pretrain.study.points import PointStore, Record
 from forethought.pretrain.study.recipes import rows_of
-from forethought.stats import data_efficiency, fit_power_law
+from forethought.pretrain.study.search import Grid, Point, search
+from forethought.stats import fit_power_law
+from forethought.stats.powerlaw import PowerLaw
 from forethought.train import Parallel
 
 PLAIN, RECIPE = "plain", "recipe"
@@ -51,13 +56,19 @@ class ContinueConfig:
     """The recipe's decay, as memory in epochs: many of them, or the base itself is forgotten (the paper's is 21)."""
     members: int = Field(default=4, ge=2)
     """Members of the recipe, which differ in the order of the data (they share the base's weights)."""
+    grid: Annotated[Grid | None, tyro.conf.Suppress] = None
+    """Search the recipe's memory, rate and passes on this grid, from the values above, by the slice that tunes; None:
+    take the values above."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     plain_data: tuple[int, ...] = (65_536, 131_072, 262_144, 524_288)
     """Domain tokens of the plain runs: one epoch, small decay."""
     plain_decay: float = Field(default=0.1, ge=0.0)
-    plain_lr: float = Field(default=1e-3, gt=0.0)
+    plain_lrs: tuple[float, ...] = Field(default=(1e-3,), min_length=1)
+    """Rates of the plain runs; each budget takes the one that is best on the slice that tunes."""
     noise_seeds: int = Field(default=3, ge=3)
     workers: int = Field(default=1, ge=1)
+    group: int = Field(default=0, ge=0)
+    """Members a batch; 0: the faster size, measured."""
     seed: int = Field(default=0, ge=0)
 
     def __post_init__(self) -> None:
@@ -66,11 +77,18 @@ class ContinueConfig:
 
 
 def continue_training(
-    settings: ContinueConfig, out: Path | str, *, recipe: str = "continue", exists: Exists = "refuse"
+    settings: ContinueConfig,
+    out: Path | str,
+    *,
+    recipe: str = "continue",
+    exists: Exists = "refuse",
+    cache: Path | None = None,
+    tell: Callable[[Record], None] = lambda _record: None,
 ) -> dict[str, Any]:
     """Train the recipe and the plain runs from the base, and return their losses, soup and data efficiency.
 
-    Killed or interrupted, the same call with exists="resume" goes on.
+    Killed or interrupted, the same call with exists="resume" goes on. Trained points lie in `cache`, which comparisons
+    on one corpus may share; None: in `out`.
 
     Raises:
         ConfigError: no base, or its vocabulary or context does not fit the corpus.
@@ -80,7 +98,7 @@ def continue_training(
     if not settings.base:
         raise ConfigError("continued pre-training starts from a model; name its directory with --base")
     out = Path(out)
-    with Run.open(out, config=settings, recipe=recipe, exists=exists, allow=("workers",)) as run:
+    with Run.open(out, config=settings, recipe=recipe, exists=exists, allow=("workers", "group")) as run:
         finished = run.result()
         if finished is not None:
             return finished
@@ -90,7 +108,7 @@ def continue_training(
         except InputError:
             run.discard()
             raise
-        result = _Continued(settings, corpus, out).result()
+        result = _Continued(settings, corpus, cache or out, tell).result()
         run.write_result(result)
         return result
 
@@ -98,16 +116,18 @@ def continue_training(
 class _Continued:
     """The arms of a comparison, all from one base."""
 
-    def __init__(self, settings: ContinueConfig, corpus: Corpus, out: Path) -> None:
-        self.settings, self.corpus, self.out = settings, corpus, out
-        self.store = PointStore(out, Spread(workers=settings.workers))
+    def __init__(self, settings: ContinueConfig, corpus: Corpus, root: Path, tell: Callable[[Record], None]) -> None:
+        self.settings, self.corpus = settings, corpus
+        files.make_directory(root)
+        self.store = PointStore(root, Spread(workers=settings.workers, group=settings.group), tell=tell)
         self.fit = replace(settings.fit, sources=(str(corpus.path),))
 
     def result(self) -> dict[str, Any]:
         settings = self.settings
         plain = [self._row(PLAIN, self._plain(data), data) for data in settings.plain_data]
-        records = self._recipe()
-        single = self._row(RECIPE, records, settings.data)
+        point, verdict = self._tuned()
+        records = self._recipe(point)
+        single = verdict | self._row(RECIPE, records, settings.data)
         ensemble = average_loss(rows_of(self.store, records, "report"))
         soup = self._soup(records)
         return {
@@ -120,15 +140,20 @@ class _Continued:
             "soup_loss": soup,
             "replay_share": settings.replay_share,
             "efficiency": self._efficiency(
-                plain, {"single": float(single["loss"]), "ensemble": ensemble, "soup": soup}
+                plain, {"single": float(single["loss"]), "ensemble": ensemble, "soup": soup}, sd_of_loss(single)
             ),
             "corpus": self.corpus.report,
         }
 
     def _plain(self, data: int) -> list[Record]:
-        """Train one pass at a small decay: what one does without a recipe."""
+        """Train one pass at a small decay: what one does without a recipe, at the best of the rates."""
         settings = self.settings
-        optimiser = replace(self.fit.optimiser, lr=settings.plain_lr, tau=None, weight_decay=settings.plain_decay)
+        arms = [self._plain_at(data, lr) for lr in settings.plain_lrs]
+        return min(arms, key=lambda records: statistics.fmean(float(record["tune_loss"]) for record in records))
+
+    def _plain_at(self, data: int, lr: float) -> list[Record]:
+        settings = self.settings
+        optimiser = replace(self.fit.optimiser, lr=lr, tau=None, weight_decay=settings.plain_decay)
         members = seeds(settings.noise_seeds, first=settings.seed)
         plain = MembersConfig(
             fit=replace(self.fit, optimiser=optimiser),
@@ -139,50 +164,64 @@ class _Continued:
         )
         return [record for record in self.store.train(plain) if record is not None]
 
-    def _recipe(self) -> list[Record]:
-        """Train several passes with stronger decay, replay, and members that differ in order."""
+    def _tuned(self) -> tuple[Point, dict[str, Any]]:
+        """The recipe's point, searched where there is a grid, and its certificate."""
         settings = self.settings
-        members = tuple(
-            Member(seed=settings.seed + k, lr=settings.lr, tau=settings.tau) for k in range(settings.members)
-        )
+        start = Point(tau=settings.tau, lr=settings.lr, epochs=settings.epochs)
+        if settings.grid is None:
+            return start, {"verdict": "not searched"}
+        own = self._own(())
+        found, _ = search(start, settings.grid, lambda points: self.store.evaluate(own, points, seed=settings.seed))
+        verdict = found.to_dict()
+        return found.point, verdict | {"tune_loss": verdict.pop("loss")}
+
+    def _recipe(self, point: Point) -> list[Record]:
+        """Train several passes with stronger decay, replay, and members that differ in order."""
+        first = self.settings.seed + 1  # the seed that won the search is lucky
+        members = seeds(self.settings.members, first=first, lr=point.lr, tau=point.tau)
+        own = replace(self._own(members), epochs=point.epochs)
+        return [record for record in self.store.train(own) if record is not None]
+
+    def _own(self, members: tuple[Member, ...]) -> MembersConfig:
+        settings = self.settings
         own = MembersConfig(
             fit=self.fit,
-            members=members,
-            epochs=settings.epochs,
+            members=members or (Member(seed=settings.seed),),
             train_tokens=settings.data,
             base=settings.base,
             mixture=settings.replay,
             mixture_share=settings.replay_share,
         )
-        own = replace(own, frontier=replace(own.frontier, dropout=settings.dropout))
-        return [record for record in self.store.train(own) if record is not None]
+        return replace(own, frontier=replace(own.frontier, dropout=settings.dropout))
 
     def _row(self, arm: str, records: Sequence[Record], data: int) -> dict[str, Any]:
         losses = [float(record["report_loss"]) for record in records]
         return {
             "arm": arm,
             "data": data,
+            "lr": float(records[0]["lr"]),
             "loss": statistics.fmean(losses),
             "seed_losses": losses,
             "seed_sd": statistics.stdev(losses),
         }
 
-    def _efficiency(self, plain: Sequence[Mapping[str, Any]], losses: Mapping[str, float]) -> dict[str, Any]:
-        """How much more domain text plain training would need; a law where three budgets allow one."""
-        points = [(row["data"] / 1e6, row["loss"], sd_of_loss(row)) for row in plain]
+    def _efficiency(self, plain: Sequence[Mapping[str, Any]], losses: Mapping[str, float], sd: float) -> dict[str, Any]:
+        """How much domain text plain training needs for each loss: by its law, and by its measured losses alone."""
+        settings, found = self.settings, {}
+        points = [(int(row["data"]), float(row["loss"]), sd_of_loss(row)) for row in plain]
+        law: PowerLaw | str
         try:
             x, y, sds = zip(*points, strict=True)
-            law = fit_power_law(x, y, sds if all(sds) else None, seed=self.settings.seed, num_bootstrap=NUM_BOOTSTRAP)
+            millions = [each / 1e6 for each in x]
+            noise = sds if all(sds) else None
+            law = fit_power_law(millions, y, noise, seed=settings.seed, num_bootstrap=NUM_BOOTSTRAP)
+            found["law"] = {**law.to_dict(), "band": band(law, millions)}
         except (InputError, ValueError) as error:
-            return {"reason": f"the law of plain training is not fitted: {error}"}
-        sd = float(plain[0]["seed_sd"]) / self.settings.members**0.5
-        found = {
-            name: data_efficiency(
-                loss, law, data=self.settings.data / 1e6, loss_sigma=sd, largest_data=max(x), seed=self.settings.seed
-            ).to_dict()
-            for name, loss in losses.items()
-        }
-        return {"law": law.to_dict(), **found}
+            law = f"the law of plain training is not fitted: {error}"
+            found["reason"] = law
+        for name, loss in losses.items():
+            found[name] = worth(name, [(settings.data, loss, sd)], points, law, seed=settings.seed)[0]
+        return found
 
     def _soup(self, records: Sequence[Record]) -> float:
         """The loss of the mean of the members' weights, which works where all began at one base."""
@@ -198,7 +237,7 @@ class _Continued:
         return float(-logs.mean(dtype="f8"))
 
     def _place(self, record: Record) -> Path:
-        return self.out / "runs" / str(record["run"]) / "models" / str(record["name"])
+        return self.store.root / "runs" / str(record["run"]) / "models" / str(record["name"])
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from forethought.core.errors import ConfigError, DataError
 from forethought.core.run import Exists
 from forethought.data import Corpus, CorpusConfig, load_tokenizer, open_corpus, prepare_corpus
 from forethought.nn import LanguageModel, load_language_model
-from forethought.pretrain.batching import FixedWindows
+from forethought.pretrain.batching import labelled_windows
 from forethought.pretrain.labels import write_labels
 from forethought.pretrain.members import Member, MembersConfig, train_members
 from forethought.pretrain.slices import training_part
@@ -37,12 +37,16 @@ def soft_distil(
     *,
     top: int = 0,
     temperature: float = 1.0,
+    samples: Corpus | None = None,
+    sampled_share: float = 0.75,
     exists: Exists = "refuse",
 ) -> dict[str, Any]:
     """Train students on the averaged probabilities of the teachers, cached once over the windows they all read.
 
-    One teacher of the students' own size is self-distillation. The students are the members of `settings`, whose
-    sources must be one prepared corpus; `out` holds them and `out.parent/labels-*` the cache.
+    With `samples`, text that the teachers wrote, that share of the rows is theirs, with the teachers' laws there too:
+    the student sees what they say about more text than there is. One teacher of the students' own size is
+    self-distillation. The students are the members of `settings`, whose sources must be one prepared corpus; `out`
+    holds them and `out.parent/labels-*` the cache.
 
     Raises:
         ConfigError: no teacher was given, or one has another vocabulary.
@@ -60,14 +64,19 @@ def soft_distil(
             "teachers": [files.sha256_file(path) for place in teachers for path in sorted(place.glob("*.safetensors"))],
             "top": top,
             "temperature": temperature,
+            **({} if samples is None else {"samples": samples.identity}),
         }
     )
     cache = out.parent / f"labels-{identity[:16]}"
-    windows = FixedWindows(data, batch_size=fit.batch_size, context=fit.context, seed=0)
+    other = None if samples is None else samples.train
+    windows = labelled_windows(data, other, fit, seed=0, share=sampled_share)
     models = open_teachers(teachers, corpus, fit.device)
     write_labels(cache, models, windows, top=top, temperature=temperature, identity=identity)
     del models
-    return train_members(replace(settings, labels=str(cache)), out, recipe="distil", exists=exists, title="students")
+    labelled = replace(settings, labels=str(cache))
+    if samples is not None:
+        labelled = replace(labelled, mixture=str(samples.path), mixture_share=sampled_share)
+    return train_members(labelled, out, recipe="distil", exists=exists, title="students")
 
 
 def chain_distil(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forethought.core.artefact import resolve
-from forethought.core.config import from_dict
+from forethought.core.config import from_dict, to_dict
 from forethought.core.errors import ConfigError, DataError, InputError
 from forethought.core.progress import track
 from forethought.core.run import TIMINGS, Exists, Run, read_records
@@ -27,10 +27,12 @@ from forethought.data import (
 from forethought.nn import LanguageModel, load_language_model, num_parameters, save_language_model
 from forethought.pretrain.config import FitConfig
 from forethought.pretrain.evaluate import bits_per_byte, mean_loss, measure, ngram_baselines
+from forethought.pretrain.export.card import CARD, model_card, weights_note
 from forethought.pretrain.inputs import check_corpus, open_or_prepare
 from forethought.pretrain.objective import distillation_loss, next_token_loss
+from forethought.pretrain.slices import training_part
 from forethought.stats import median_interval
-from forethought.train import Parallel, build_optimisers, open_parallel, open_run, train
+from forethought.train import OptimiserConfig, Parallel, build_optimisers, open_parallel, open_run, train
 from forethought.train.state import gather, module_tensors, restore_module
 
 BASELINE_TOKENS = 4_000_000
@@ -98,6 +100,7 @@ class _Fit:
     def __init__(self, settings: FitConfig, corpus: Corpus, run: Run, parallel: Parallel) -> None:
         self.settings, self.corpus, self.run, self.parallel = settings, corpus, run, parallel
         _check_splits(corpus)
+        training_part(corpus, 0, window=settings.context, rows=settings.batch_size * settings.loop.accumulate)
         positions = max(settings.max_positions, settings.context)
         self.shape = settings.model.transformer(corpus.tokenizer.vocab_size, positions)
         self.module = LanguageModel(self.shape, seed=settings.seed).to(parallel.device)
@@ -168,6 +171,7 @@ class _Fit:
             "parameters_non_embedding": parameters.non_embedding,
             "vocab_size": self.shape.vocab_size,
             "teacher": settings.teacher,
+            **_decay(settings.optimiser, steps_per_epoch),
             "corpus": corpus.report,
             "model": "model",
         }
@@ -194,7 +198,25 @@ class _Fit:
         plain = LanguageModel(self.shape)
         restore_module(weights, plain, Parallel(torch.device("cpu")), source="the trained module")
         facts = {name: result[name] for name in ("recipe", "seed", "steps", "validation_loss", "test_loss")}
-        save_language_model(plain, self.run.directory / "model", self.corpus.path, replace=True, extra_facts=facts)
+        teacher = None if self.settings.teacher is None else weights_note(self.settings.teacher)
+        name = self.run.directory.name
+        card = model_card(
+            {**result, "teacher": teacher}, name=name, recipe=str(result["recipe"]), settings=to_dict(self.settings)
+        )
+        save_language_model(
+            plain,
+            self.run.directory / "model",
+            self.corpus.path,
+            replace=True,
+            extra_facts=facts,
+            extra_files={CARD: card.encode()},
+        )
+
+
+def _decay(optimiser: OptimiserConfig, steps_per_epoch: float) -> dict[str, float | None]:
+    rate = optimiser.muon_lr if optimiser.name == "muon" else optimiser.lr
+    decay = optimiser.decay(steps_per_epoch, lr=rate)
+    return {"weight_decay": decay, "tau": 1.0 / (rate * decay * steps_per_epoch) if decay else None}
 
 
 def _balanced(loss: Callable[[nn.Module, Batch], Any], parallel: Parallel) -> Callable[[nn.Module, Batch], Any]:

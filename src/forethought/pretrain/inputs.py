@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 import forethought.core.files as files
 from forethought.core.artefact import ARTEFACT, read_kind
-from forethought.core.errors import ConfigError
+from forethought.core.errors import ConfigError, DataError
 from forethought.core.progress import track
 from forethought.core.run import Run
-from forethought.data import Corpus, CorpusConfig, open_corpus, prepare_corpus
+from forethought.data import Corpus, CorpusConfig, TokenDataset, open_corpus, prepare_corpus
 from forethought.pretrain.config import FitConfig
 from forethought.train import Parallel
 
 INPUTS = "inputs.json"
+_NGRAM = 13
+_CHUNK = 1 << 20
+_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def open_or_prepare(settings: FitConfig, out: Path, parallel: Parallel) -> Corpus:
@@ -77,3 +83,39 @@ def prepared_corpus(sources: tuple[str, ...]) -> Path | None:
             f"the sources {', '.join(sources)} cannot be read as text: {held}; give text, or one prepared corpus alone"
         )
     return places[0]
+
+
+def check_mixture(mixture: Corpus, held_out: Mapping[str, TokenDataset], threshold: float) -> None:
+    """Refuse text to mix in that holds held-out documents: losses on them would be those of text seen in training.
+
+    Compared are 13-grams of tokens of the mixture's training split with those of each held-out document; a document
+    with more than the share `threshold` of its own there leaks.
+
+    Raises:
+        DataError: a document leaks; the message says how many do in which slice.
+    """
+    grams = {name: _ngrams(np.asarray(dataset.tokens)) for name, dataset in held_out.items()}
+    seen = {name: np.zeros(len(own), dtype=bool) for name, own in grams.items()}
+    for start in range(0, mixture.train.num_tokens, _CHUNK):
+        known = np.unique(_ngrams(np.asarray(mixture.train.tokens[start : start + _CHUNK + _NGRAM - 1])))
+        for name, own in grams.items():
+            seen[name] |= np.isin(own, known)
+    for name, hits in seen.items():
+        parts = np.split(hits, np.asarray(held_out[name].document_starts)[1:])
+        leaked = sum(bool(len(part)) and float(part.mean()) > threshold for part in parts)
+        if leaked:
+            raise DataError(
+                f"{leaked} of {len(parts)} held-out documents of the slice {name!r} stand in the training text of "
+                f"{mixture.path}, which is to be mixed in (more than {threshold:.0%} of their 13-grams); prepare the "
+                "mixture from text without them"
+            )
+
+
+def _ngrams(tokens: NDArray[np.generic]) -> NDArray[np.uint64]:
+    """Hash every run of 13 tokens: a polynomial modulo 2^64, in which a chance meeting is as good as impossible."""
+    values = tokens.astype(np.uint64) + np.uint64(1)
+    count = max(0, len(values) - _NGRAM + 1)
+    hashes = np.zeros(count, dtype=np.uint64)
+    for offset in range(_NGRAM):
+        hashes = hashes * _BASE + values[offset : offset + count]
+    return hashes

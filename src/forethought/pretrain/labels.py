@@ -23,7 +23,7 @@ from forethought.core import files
 from forethought.core.errors import ArtefactError, ConfigError
 from forethought.data import IGNORED_TARGET
 from forethought.nn import LanguageModel
-from forethought.pretrain.batching import FixedWindows
+from forethought.pretrain.batching import Windows
 
 FACTS, TOKENS, LOGS, PRIOR = "labels.json", "tokens.bin", "logs.bin", "prior.bin"
 _SMALLEST = 1e-8
@@ -78,7 +78,7 @@ def _tail(
 def write_labels(
     directory: Path,
     teachers: Sequence[LanguageModel],
-    windows: FixedWindows,
+    windows: Windows,
     *,
     top: int,
     temperature: float,
@@ -142,7 +142,7 @@ def open_labels(directory: Path, identity: str | None = None) -> SoftLabels:
     )
 
 
-def _frequencies(windows: FixedWindows, vocab_size: int) -> NDArray[np.float32]:
+def _frequencies(windows: Windows, vocab_size: int) -> NDArray[np.float32]:
     targets = windows.targets_WT[windows.targets_WT != IGNORED_TARGET]
     counts = np.bincount(targets, minlength=vocab_size) + 1.0
     return (counts / counts.sum()).astype("<f4")

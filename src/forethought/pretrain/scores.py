@@ -23,6 +23,7 @@ from torch.nn import functional
 from forethought.core import files, rng
 from forethought.core.errors import ArtefactError, ConfigError
 from forethought.data import IGNORED_TARGET, TokenDataset, evaluation_batches
+from forethought.stats import mean_interval
 
 FACTS = "scores.json"
 Logs = NDArray[np.float32]
@@ -54,6 +55,15 @@ def average_loss(logs_MN: Logs, weights_M: Sequence[float] | None = None) -> flo
         shifted_MN = logs_MN.astype(np.float64) + np.log(weights / weights.sum())[:, None]
     highest_N = shifted_MN.max(0)
     return float(-(highest_N + np.log(np.exp(shifted_MN - highest_N).sum(0))).mean())
+
+
+def loss_interval(logs_N: Logs, window: int) -> tuple[float, float]:
+    """Return the 95 % interval of the mean loss over whole windows of so many tokens; infinite below two windows."""
+    count = len(logs_N) // window
+    if count < 2:
+        return -math.inf, math.inf
+    spread = mean_interval(-logs_N[: count * window].reshape(count, window).mean(1, dtype=np.float64))
+    return spread.low, spread.high
 
 
 def subset_curve(logs_MN: Logs, *, largest: int | None = None, num_subsets: int = 64, seed: int = 0) -> list[float]:

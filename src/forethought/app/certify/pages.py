@@ -23,6 +23,9 @@ NAMES = {
 }
 
 
+_DIVERGENCE = {"stochastic": "KL of posterior and prior", "requential": "log-ratio of the labels"}
+
+
 def certificate_page(run: OpenedRun) -> Page:
     """Return the page of a `certify run`."""
     result = run["result"]
@@ -79,20 +82,21 @@ def _bounds(result: Mapping[str, Any]) -> Section | None:
 
 def _ledger(result: Mapping[str, Any]) -> Section | None:
     bits = result.get("bits")
-    if "divergence_bits" in result:
-        bits = {"KL of posterior and prior": result["divergence_bits"]}
-    elif isinstance(bits, float):
-        bits = {"log-ratio of the labels": bits, "choice of a checkpoint": result["choice_bits"]}
     if not isinstance(bits, Mapping):
         return None
+    names = {"divergence": _DIVERGENCE.get(str(result.get("method")), "divergence")}
+    bits = {names.get(str(name), str(name)): value for name, value in bits.items()}
     delta = result["delta"]
     rows = [["delta of this certificate", delta["delta"] if isinstance(delta, Mapping) else delta]]
     if isinstance(delta, Mapping):
         rows += [["delta spent before on these data", delta["spent_before"]], ["delta of all together", delta["total"]]]
+    if result.get("other_ledgers"):
+        rows.append(["other runs here on these data, with ledgers of their own", len(result["other_ledgers"])])
     return Section(
         "The ledger",
         "What the network costs in bits under the prior that was declared, and the failure probability drawn for it. "
-        "Choices pay for every grid, used or not.",
+        "Choices pay for every grid, used or not. Certificates of one data set hold together where they drew from one "
+        "ledger.",
         drawing=charts.bars({name: float(value) for name, value in bits.items()}, label="bits"),
         table=table_of(["share", "probability"], rows),
     )
@@ -107,8 +111,6 @@ def _beside(result: Mapping[str, Any]) -> Section | None:
             ["95 % interval of it (Clopper-Pearson)", f"{held['interval'][0]:.4f} to {held['interval'][1]:.4f}"]
         )
         rows.append([f"bound from {held['n']:,} unused examples alone, same confidence", held["bound"]])
-    if result.get("test_risk") is not None:
-        rows.append(["held-out risk", result["test_risk"]])
     for name, label in (
         ("test_loss", "loss of the certified model on held-out tokens, nats"),
         ("trigram_loss", "3-gram (Kneser-Ney) on the same tokens"),

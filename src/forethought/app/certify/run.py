@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 import tyro
-from torch import nn
 
 from forethought.app.arguments import parse, say, table
 from forethought.app.certify.pages import certificate_page
@@ -18,17 +17,16 @@ from forethought.app.certify.recipes import spec_of
 from forethought.app.certify.subjects import arrays_of, read_pair
 from forethought.app.page import render
 from forethought.certify.certificate.data import Data, Examples, Tokens
-from forethought.certify.decoder.architectures import ARCHITECTURES
+from forethought.certify.decoder.priors import NetworkRecipe
+from forethought.certify.ledger import ledgers_beside
 from forethought.certify.pacbayes import StochasticConfig, certify_stochastic
 from forethought.certify.requential import RequentialConfig, certify_requential
 from forethought.certify.tokens import certify_tokens
-from forethought.certify.training import CertifySpec, certify, random_labels
+from forethought.certify.training import LEDGER, CertifiedModel, CertifySpec, certify, random_labels
 from forethought.core import files
 from forethought.core.config import config
 from forethought.core.errors import InputError
 from forethought.core.run import Exists, Run, open_run
-from forethought.data.images import LabelledImages
-from forethought.nn.initialise import initialise
 
 MAX_COPY = 64 << 20
 Method = Literal["compress", "stochastic", "requential"]
@@ -42,17 +40,19 @@ class CertifyRunArguments:
     """
 
     subject: Annotated[Literal["digits", "mnist", "text", "file"], tyro.conf.Positional]
-    """digits: scikit-learn's, in seconds; mnist: --data is the folder of its files; text: --data is a text, by
-    characters; file: --data is a .npz with inputs and labels or tokens, or a .npy of tokens."""
+    """digits: scikit-learn's, in seconds; mnist: --data is the folder of its files; text: --data is a text, or JSON
+    lines with `text`, by characters; file: --data is a .npz with inputs and labels or tokens, or a .npy of tokens."""
     out: Path
     """The run directory to write."""
     data: Path | None = None
     """Where the data are; digits need none."""
     architecture: Literal["auto", "transformer"] = "auto"
     """transformer: for text and tokens, in place of the window model."""
+    max_tokens: int | None = None
+    """Certify on the first so many tokens of a text or of tokens; more tokens carry larger models."""
     method: Method = "compress"
     """compress: a short deterministic network; stochastic: PAC-Bayes training of Gaussian weights; requential: a
-    full-precision network (experimental; a tenth of the data becomes its unlabelled pool)."""
+    full-precision network (experimental; a sixth of the data becomes its unlabelled pool)."""
     random_labels: bool = False
     """The control: labels are drawn at random, and the certificate must come out vacuous."""
     steps: int | None = None
@@ -96,7 +96,7 @@ def run_verb(arguments: list[str]) -> dict[str, Any]:
         InterruptedRunError: interrupted and saved.
     """
     given = parse(CertifyRunArguments, arguments, verb="certify run")
-    train, test = read_pair(given.subject, given.data)
+    train, test = read_pair(given.subject, given.data, max_tokens=given.max_tokens)
     if given.random_labels:
         train, test = _control(train, given.seed), None
     spec = _spec(given, train)
@@ -116,11 +116,19 @@ def run_verb(arguments: list[str]) -> dict[str, Any]:
                 "subject": given.subject,
                 "method": given.method,
                 "seed": given.seed,
+                "other_ledgers": _other_ledgers(given, train),
             } | result
             run.write_result(result)
     files.replace_file(given.out / "report.html", render(certificate_page(open_run(given.out))).encode())
     say(f"{given.out}: {summary(result)}", as_json=given.json)
     return result
+
+
+def _other_ledgers(given: CertifyRunArguments, data: Data) -> list[str]:
+    """Other runs in the same folder that drew delta for these data from ledgers of their own."""
+    if given.ledger is not None:
+        return []
+    return [str(path) for path in ledgers_beside(given.out, data.sha256, LEDGER)]
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -138,6 +146,8 @@ def summary(result: dict[str, Any]) -> str:
     for name in ("test_loss", "trigram_loss"):
         if result.get(name) is not None:
             rows[name.replace("_", " ")] = result[name]
+    if result.get("other_ledgers"):
+        rows["delta"] = f"{len(result['other_ledgers'])} other run(s) here on these data; give all one --ledger"
     return f"\n{table(rows)}\n{result['statement']}"
 
 
@@ -174,8 +184,7 @@ def _compress(given: CertifyRunArguments, spec: CertifySpec, train: Data, test: 
         certified = certify_tokens(None, train, spec, test=held, directory=work, ledger=given.ledger)
     else:
         certified = certify(None, train, spec, test=test, directory=work, ledger=given.ledger)
-    certified.save(given.out / "certificate", replace=True)
-    return certified.to_dict() | {"certificate": "certificate", "verify": _keep(given, train)}
+    return _saved(given, train, certified)
 
 
 def _keep(given: CertifyRunArguments, train: Data) -> str:
@@ -191,37 +200,38 @@ def _keep(given: CertifyRunArguments, train: Data) -> str:
 
 
 def _stochastic(given: CertifyRunArguments, spec: CertifySpec, train: Data, test: Data | None) -> dict[str, Any]:
-    images, held = _images(train), None if test is None else _images(test)
-    settings = StochasticConfig(seed=given.seed, delta=given.delta, steps=given.steps or 3000)
-    module = _plain_module(spec)
-    found = certify_stochastic(module, images, settings, given.out / "work", test=held)
-    return found.to_dict()
+    settings = StochasticConfig(network=_network(spec, train), steps=given.steps or 3000, **_shares(given))
+    found = certify_stochastic(None, train, settings, given.out / "work", test=test, ledger=given.ledger)
+    return _saved(given, train, found)
 
 
 def _requential(given: CertifyRunArguments, spec: CertifySpec, train: Data, test: Data | None) -> dict[str, Any]:
-    images, held = _images(train), None if test is None else _images(test)
+    network, steps = _network(spec, train), given.steps or 600
+    settings = RequentialConfig(network=network, steps=steps, pool_is_independent=True, **_shares(given))
     # The pool is cut off by a rule that knows nothing of the data, and its labels are never looked at.
-    cut = max(1, len(images) // 10)
-    rows = np.arange(len(images))
-    pool, sample = images.inputs[rows[:cut]], images.take(rows[cut:])
-    settings = RequentialConfig(seed=given.seed, delta=given.delta, steps=given.steps or 600, pool_is_independent=True)
-    found, _ = certify_requential(_plain_module(spec), sample, pool, settings, test=held)
-    return found.to_dict()
+    pool, work = max(1, train.size // 6), given.out / "work"
+    found = certify_requential(None, train, pool, settings, test=test, directory=work, ledger=given.ledger)
+    return _saved(given, train, found)
 
 
-def _plain_module(spec: CertifySpec) -> nn.Module:
-    recipe = spec.prior.recipe
-    architecture = ARCHITECTURES[recipe.architecture]
-    with torch.random.fork_rng(devices=[]):  # layers draw first weights that are replaced at once
-        module = architecture.build(architecture.settings(**recipe.settings))
-    initialise(module, 0)
-    return module.eval()
+def _shares(given: CertifyRunArguments) -> dict[str, Any]:
+    return {"seed": given.seed, "delta": given.delta, "total_delta": given.total_delta or given.delta}
 
 
-def _images(data: Data) -> LabelledImages:
+def _network(spec: CertifySpec, data: Data) -> NetworkRecipe:
     if not isinstance(data, Examples):
         raise InputError("this method takes labelled examples; use --method compress for tokens")
-    return LabelledImages(data.inputs.astype(np.float32), data.labels.astype(np.int64), int(data.labels.max()) + 1)
+    recipe = spec.prior.recipe
+    if recipe.architecture == "mlp":
+        return NetworkRecipe(architecture="mlp", settings=recipe.settings)
+    # Convolutions pay in a message; a whole network that is drawn or run again is better plain and small.
+    sizes = {"num_inputs": math.prod(data.inputs.shape[1:]), "num_classes": recipe.settings["num_classes"]}
+    return NetworkRecipe(architecture="mlp", settings={**sizes, "hidden": [128]})
+
+
+def _saved(given: CertifyRunArguments, train: Data, certified: CertifiedModel) -> dict[str, Any]:
+    certified.save(given.out / "certificate", replace=True)
+    return certified.to_dict() | {"certificate": "certificate", "verify": _keep(given, train)}
 
 
 METHODS = {"compress": _compress, "stochastic": _stochastic, "requential": _requential}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from forethought.control import Agent, load_agent, load_model
 from forethought.control.models import ClonedPolicy, ControlModel
-from forethought.control.running import Policy, RandomPolicy, ReactivePolicy, open_sb3
+from forethought.control.running import Policy, RandomPolicy, ReactivePolicy, known, method, open_sb3
 from forethought.control.running.bodies import scale_friction, scale_mass
 from forethought.core.artefact import read_kind, resolve
 from forethought.core.errors import ConfigError, unknown_name
@@ -38,6 +39,9 @@ def environment(env_id: str, changes: tuple[str, ...] = (), *, render: bool = Fa
             else ConfigError(f"no environment {env_id!r}: {error}; give a Gymnasium id such as Hopper-v5")
         ) from error
     makers = [change(text) for text in changes]
+    if render and not os.environ.get("DISPLAY"):
+        # Without a display MuJoCo draws only where it is told how; EGL needs no window.
+        os.environ.setdefault("MUJOCO_GL", "egl")
 
     def make() -> Any:
         try:
@@ -107,6 +111,26 @@ def model_at(directory: Path) -> ControlModel:
     if kind != "control-model":
         raise ConfigError(f"{directory} holds a {kind}, not a model of control; give what train or adapt made")
     return load_model(place)
+
+
+def method_at(directory: Path, name: str, make: MakeEnvironment, *, num_robots: int, options: dict[str, Any]) -> Policy:
+    """Return a method that D-MPC is measured against, made of the parts of a training run.
+
+    Raises:
+        ConfigError: there is no such method, a part of it was not trained, or it does not fit the environment.
+    """
+    parts = {path.parent.name: load_model(path) for path in sorted((directory / "parts").glob("*/model"))}
+    facts = known(next(iter(parts.values())).body.env_id) if parts else None
+    if facts is not None and name != "cloned":
+        options = {"ended": facts.ended, **options}
+    made = method(name, parts, num_robots=num_robots, **options)
+    if isinstance(made, Agent):
+        env = make()
+        try:
+            made.check_spaces(env.observation_space, env.action_space)
+        finally:
+            env.close()
+    return made
 
 
 def policy_at(given: str, make: MakeEnvironment, *, seed: int, num_robots: int, options: dict[str, Any]) -> Policy:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from forethought.app.arguments import parse, say, table
-from forethought.app.control.places import agent_at, environment, policy_at
-from forethought.control import Agent, AgentConfig
-from forethought.control.running import ExploreConfig, collect, evaluate, write_csv
-from forethought.control.running.report import write_film
-from forethought.core import files
+from forethought.app.control.places import agent_at, environment, method_at, policy_at
+from forethought.app.control.results import Films, check_drawing, plain, publish, recorded
+from forethought.app.control.spread import Spread, check_environment, parse_seeds, spread_rollouts
+from forethought.control import Agent, AgentConfig, Monitor
+from forethought.control.adaptation import Watched
+from forethought.control.running import ExploreConfig, collect, evaluate
 from forethought.core.artefact import resolve
 from forethought.core.errors import ConfigError
+from forethought.data.episodes.reading import read_episodes
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class RunArguments:
     """Changes of the body: actuator:INDEX:LOW:HIGH, gain:G, mass:F, friction:F, delay:N."""
     dynamics: Path | None = None
     """Other dynamics than the agent's own, as `control adapt` makes them."""
+    method: str = "dmpc"
+    """dmpc, or of the models that `control train --baselines` made: one-step, mbop, joint, proposal, cloned."""
     samples: int | None = None
     """Candidates of a plan; 1 is Diffusion Policy."""
     execute: int | None = None
@@ -44,9 +48,17 @@ class RunArguments:
     robots: int = 8
     """Episodes run at a time, planned for in one batch."""
     out: Path | None = None
-    """A directory for result.json, episodes.csv and videos."""
+    """A run directory for result.json, episodes.csv, report.html and videos."""
+    exists: Literal["resume", "refuse", "replace"] = "refuse"
+    """What to do when the run directory is already there."""
     film: int = 0
-    """Episodes of the first seed to film (needs --out)."""
+    """Episodes of each seed to film (needs --out)."""
+    monitor: Path | None = None
+    """Nominal episodes of the agent to calibrate a monitor on, whose alarm is the wish to adapt."""
+    workers: int | None = None
+    """Run the seeds in so many worker processes at a time (needs --out); left out: in this process."""
+    backend: Literal["local", "ray"] = "local"
+    """Where workers run: on this machine, or on a Ray cluster."""
     json: bool = False
     """Print the result as one last line on standard output."""
 
@@ -59,30 +71,52 @@ def run_verb(arguments: list[str]) -> dict[str, Any]:
     """
     given = parse(RunArguments, arguments, verb="control run")
     seeds = parse_seeds(given.seeds)
-    if given.film and given.out is None:
-        raise ConfigError("--film needs --out, a directory for the videos")
+    if (given.film or given.workers is not None) and given.out is None:
+        raise ConfigError("--film and --workers need --out, a directory for videos and results")
+    if given.film:
+        check_drawing(environment(given.env, given.changes, render=True), given.env)
+    with recorded(given, exists=given.exists) as folder:
+        if given.workers is None:
+            result = measure(given, seeds)
+        else:
+            check_environment(given.env)
+            result = spread_rollouts(plain(given), seeds, folder / "seeds", Spread(given.workers, given.backend))
+        result |= {
+            "kind": "control.run",
+            "agent": given.agent,
+            "method": given.method,
+            "seeds": seeds,
+            "changes": list(given.changes),
+        }
+        if given.out is not None:
+            publish(result, folder)
+    say(table(_rows(result)), as_json=given.json)
+    return result
+
+
+def measure(given: RunArguments, seeds: list[int]) -> dict[str, Any]:
+    """Run the episodes of some seeds in this process and return their figures, films left in the directory.
+
+    Raises:
+        InputError: the agent, the environment or the nominal episodes cannot be used.
+    """
     make = environment(given.env, given.changes, render=given.film > 0)
-    if given.out is not None:
-        files.make_directory(given.out)
-    agents: list[Agent] = []
+    films = Films(given.out)
+    policies = _Policies(given, make)
     result = evaluate(
         make,
-        _maker(given, make, agents),
+        policies,
         episodes=given.episodes,
         seeds=seeds,
         env_id=given.env,
         film=given.film,
-        on_film=None if given.out is None else _film_to(given.out),
+        on_film=None if given.out is None else films,
     )
-    result |= {"agent": given.agent, "seeds": seeds, "changes": list(given.changes)}
+    agents = policies.agents
     result["num_plans"] = sum(agent.planner.budget.num_plans for agent in agents)
     result["late_plans"] = sum(agent.planner.budget.num_misses for agent in agents)
     result["faults"] = sum(agent.num_faults for agent in agents)
-    if given.out is not None:
-        write_csv(result["per_episode"], given.out / "episodes.csv")
-        files.write_json(given.out / "result.json", result)
-    say(table(_rows(result)), as_json=given.json)
-    return result
+    return result | films.found() | policies.watch()
 
 
 @dataclass(frozen=True)
@@ -139,38 +173,51 @@ def collect_verb(arguments: list[str]) -> dict[str, Any]:
     return result
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of a text such as 0,1,2.
+class _Policies:
+    """Makes the policy of each seed, and keeps the agents and the first seed's monitor for what is told afterwards."""
 
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--seeds {text!r}: give whole numbers with commas between them, such as 0,1,2") from error
-    if min(seeds) < 0:
-        raise ConfigError(f"--seeds {text!r}: seeds count from 0")
-    return seeds
+    def __init__(self, given: RunArguments, make: Callable[[], Any]) -> None:
+        self.given, self.make = given, make
+        self.agents: list[Agent] = []
+        self._watched: Watched | None = None
 
-
-def _maker(given: RunArguments, make: Callable[[], Any], agents: list[Agent]) -> Callable[[int], Any]:
-    robots = max(1, min(given.robots, given.episodes))
-
-    def policy(seed: int) -> Any:
+    def __call__(self, seed: int) -> Any:
+        given = self.given
+        robots = max(1, min(given.robots, given.episodes))
         options = _options(given, seed) if _is_agent(given.agent) else {}
-        made = policy_at(given.agent, make, seed=seed, num_robots=robots, options=options)
-        if isinstance(made, Agent):
-            if given.dynamics is not None:
-                made.swap_dynamics(resolve(given.dynamics)[1])
-            agents.append(made)
-        return made
+        if given.method == "dmpc":
+            made = policy_at(given.agent, self.make, seed=seed, num_robots=robots, options=options)
+        else:
+            _check_method(given)
+            made = method_at(Path(given.agent), given.method, self.make, num_robots=robots, options=options)
+        if given.monitor is not None and (not isinstance(made, Agent) or given.method not in ("dmpc", "one-step")):
+            raise ConfigError("--monitor watches what dynamics predict; give an agent, and method dmpc or one-step")
+        if not isinstance(made, Agent):
+            return made
+        if given.dynamics is not None:
+            made.swap_dynamics(resolve(given.dynamics)[1])
+        self.agents.append(made)
+        if given.monitor is None or self._watched is not None:
+            return made
+        nominal = read_episodes(given.monitor)
+        self._watched = Watched(made, Monitor.calibrate(made.dynamics, nominal, execute=made.settings.execute))
+        return self._watched
 
-    return policy
+    def watch(self) -> dict[str, Any]:
+        """Return the trace of the monitor, where there was one."""
+        return {} if self._watched is None else {"monitor": self._watched.to_dict()}
 
 
 def _is_agent(given: str) -> bool:
     return given != "random" and not given.endswith(".zip") and resolve(Path(given))[0] == "control-agent"
+
+
+def _check_method(given: RunArguments) -> None:
+    if not _is_agent(given.agent) or (given.dynamics is not None and given.method != "one-step"):
+        raise ConfigError(
+            f"--method {given.method} runs the models of a training run; give its directory, and --dynamics only with "
+            "methods that have dynamics of their own (dmpc, one-step)"
+        )
 
 
 def _options(given: RunArguments, seed: int) -> dict[str, Any]:
@@ -184,10 +231,6 @@ def _options(given: RunArguments, seed: int) -> dict[str, Any]:
     return {"settings": replace(settings, planner=replace(settings.planner, **changed), execute=execute, seed=seed)}
 
 
-def _film_to(out: Path) -> Callable[[int, Any], None]:
-    return lambda seed, finished: write_film(finished, out / f"seed-{seed}-episode-{finished.number}.gif")
-
-
 def _rows(result: dict[str, Any]) -> dict[str, Any]:
     interval = result["return_interval"]
     spread = "" if interval is None else f" (95 % interval over episodes {interval[0]:.1f} to {interval[1]:.1f})"
@@ -199,6 +242,9 @@ def _rows(result: dict[str, Any]) -> dict[str, Any]:
     }
     if "score" in result:
         rows["score"] = f"{result['score']:.1f} (0 random, 100 expert of D4RL)"
+    if "monitor" in result:
+        alarm = result["monitor"]["alarm_at"]
+        rows["wish to adapt"] = "none" if alarm is None else f"after {alarm} steps of the first robot"
     if result["num_plans"]:
         rows["plans"] = f"{result['num_plans']}, {result['late_plans']} late, {result['faults']} faults"
     return rows

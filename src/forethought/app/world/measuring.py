@@ -40,6 +40,7 @@ from forethought.world.surprise import (
 )
 
 Array = NDArray[Any]
+ANGLES = ("block_angle", "shoulder", "wrist")
 PLANNED = ("plan", "subgoals", "inverse")
 # The published protocol, and the one that a look-ahead of 25 steps cannot solve.
 PROTOCOLS: dict[str, tuple[int, int]] = {"near": (25, 50), "far": (100, 150)}
@@ -114,13 +115,18 @@ def measure_success(
 
 
 def measure_probe(model: WorldModel, episodes: Episodes, settings: ProbeConfig | None = None) -> dict[str, Any]:
-    """Return what the latents know of every number of the state, and of all of them together."""
+    """Return what the latents know of every number of the state, and of all of them together.
+
+    Angles are asked for as sine and cosine: latents of equal pictures cannot differ by a full turn.
+    """
     states = np.asarray(episodes.observations, np.float64)
     names = environment_of(episodes).state_names
-    moving = [index for index in range(states.shape[1]) if states[:, index].std() > 1e-9]
-    named: dict[str, Array] = {"state": states[:, moving]}
-    named |= {names[index]: states[:, index] for index in moving}
-    return probe(model, episodes, named, settings)
+    named: dict[str, Array] = {}
+    for index, name in enumerate(names):
+        if states[:, index].std() > 1e-9:
+            turns = np.stack([np.sin(states[:, index]), np.cos(states[:, index])], axis=1)
+            named[name] = turns if name in ANGLES else states[:, index : index + 1]
+    return probe(model, episodes, {"state": np.concatenate(list(named.values()), axis=1), **named}, settings)
 
 
 def measure_surprise(

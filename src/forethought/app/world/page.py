@@ -61,6 +61,24 @@ def world_fit_page(run: OpenedRun) -> Page:
     )
 
 
+def world_collapse_page(run: OpenedRun) -> Page:
+    """Return the page of a training run that the alarm stopped: the reason, and the curves that show it."""
+    result = run["result"]
+    return Page(
+        title="The latents collapsed",
+        lead=f"Training was stopped at step {result['step']:,}: {result['message']}.",
+        command=" ".join(run["environment"]["command"]),
+        environment=environment_line(run["environment"]),
+        figures=[
+            Figure("spread", f"{result['spread']:.3f}", "of the latents' numbers; SIGReg pulls it to 1"),
+            Figure("effective rank", f"{result['effective_rank']:.1f}", "of the latents' covariance"),
+            Figure("SIGReg", f"{result['sigreg_over_floor']:.1f}", "times its value for Gaussian latents"),
+            Figure("lambda", f"{result['lambda']:.3g}", f"weight of {result['regulariser']}"),
+        ],
+        sections=[*training_sections(run), *difference_sections(run)],
+    )
+
+
 def success_section(title: str, result: Mapping[str, Any], drawing: str = "") -> Section:
     """Return rates beside their baselines, with intervals."""
     policies = result["policies"]
@@ -178,7 +196,7 @@ def training_sections(run: OpenedRun) -> list[Section]:
 
 
 def _figures(result: Mapping[str, Any]) -> list[Figure]:
-    best = result["near"]["policies"]["plan"]
+    best = next(iter(result["near"]["policies"].values()))
     low, high = best["success_interval"]
     figures = [
         Figure("goals reached", f"{best['success']:.0%}", f"95 % {low:.0%} to {high:.0%}, held-out pairs"),

@@ -18,18 +18,22 @@ from forethought.app.world.measuring import (
     measure_surprise,
     open_model_and_data,
 )
+from forethought.app.world.opening import open_frames
 from forethought.app.world.pictures import write_gif
 from forethought.app.world.recipes import WORLD_RECIPES
 from forethought.core.errors import RunExistsError
 from forethought.core.progress import track
-from forethought.data import read_episodes, save_episodes
+from forethought.data import save_episodes
 from forethought.world import WorldFitConfig, fit_world
 from forethought.world.collecting import CollectConfig, collect_episodes
 from forethought.world.planning import EvaluationConfig, GoalConfig
 
 DEFAULT_RECIPE = "small"
 PLAN = GoalConfig(execute=3, over="min")
-PERTURBED = ("teleport", "recolour", "freeze", "sign_flip", "delay", "double_speed", "wall_penetration", "lighting")
+PERTURBED = (
+    "teleport", "vanish", "duplicate", "freeze", "sign_flip", "delay", "double_speed", "wall_penetration",
+    "recolour", "lighting", "camera_shift",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,13 @@ class TrainArguments:
     """The run directory to write."""
     settings: Annotated[WorldFitConfig, tyro.conf.arg(name="")]
     recipe: str = DEFAULT_RECIPE
-    """The named config that gives every default: small, tiny or lewm."""
+    """The named config that gives every default: small, tiny, push-t or lewm."""
     steps: int | None = None
     """Optimiser steps; short for --loop.steps."""
+    camera: str | None = None
+    """The array or LeRobot camera that holds the pictures; needed where there are several."""
+    image_size: int | None = None
+    """Scale the pictures to this side in pixels."""
     exists: Literal["resume", "refuse", "replace"] = "refuse"
     """What to do when the run directory is already there."""
     fallback: bool = False
@@ -165,7 +173,7 @@ def train_verb(arguments: list[str]) -> dict[str, Any]:
         settings = replace(settings, loop=replace(settings.loop, steps=given.steps))
     result = fit_world(
         settings,
-        read_episodes(given.episodes),
+        open_frames(given.episodes, given.camera, given.image_size),
         given.out,
         recipe=f"world.{name}",
         recipe_config=recipe,
@@ -279,4 +287,6 @@ def surprise_rows(result: Mapping[str, Any]) -> dict[str, object]:
     low, high = result["false_flag_interval"]
     rows["nominal"] = f"{result['false_flag_rate']:.1%} of frames flagged (95 % {low:.1%} to {high:.1%})"
     rows["nominal"] = f"{rows['nominal']} at alpha {result['alpha']:g}"
+    for number, reason in enumerate(result.get("failures", ()), start=1):
+        rows[f"FAILS ({number})"] = reason
     return rows

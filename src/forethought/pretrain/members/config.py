@@ -65,7 +65,8 @@ class MembersConfig:
     train_tokens: int = Field(default=0, ge=0)
     """Train on the first so many tokens of the training split; 0: all of it."""
     labels: str | None = None
-    """A directory of cached teacher laws; it fixes the windows and the teacher."""
+    """A directory of cached teacher laws over the real text, and over the mixture where there is one; it fixes the
+    windows and the teacher."""
     mixture: str | None = None
     """A second prepared corpus (sampled text, or replay) that is mixed in."""
     mixture_share: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -83,8 +84,6 @@ class MembersConfig:
             raise ConfigError(
                 f"mixture {self.mixture!r} and mixture_share {self.mixture_share} go together; give both or neither"
             )
-        if self.labels is not None and self.mixture is not None:
-            raise ConfigError("cached teacher laws belong to whole windows of the real text; leave the mixture out")
         if self.fit.loop.patience is not None or self.fit.loop.final == "best":
             raise ConfigError(
                 "early stopping would stop all members at one step; leave patience out and final at 'last', and "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,27 +10,30 @@ from typing import Any
 import numpy as np
 import torch
 
+from forethought.core import files
 from forethought.core.artefact import resolve
 from forethought.core.config import digest, from_dict, to_dict
 from forethought.core.errors import ConfigError, InputError
 from forethought.core.progress import track
-from forethought.core.run import Exists, Run
+from forethought.core.run import CONFIG, Exists, Run
 from forethought.data import Corpus, PackedBatches, TokenDataset, load_tokenizer, open_corpus
 from forethought.nn import LanguageModel, load_language_model, num_parameters, save_language_model
-from forethought.pretrain.batching import FixedWindows, Mixture, Order, Reshuffled, stacked_batches
+from forethought.pretrain.batching import Mixture, Order, Reshuffled, labelled_windows, stacked_batches
 from forethought.pretrain.evaluate import bits_per_byte
-from forethought.pretrain.inputs import check_corpus, open_or_prepare
+from forethought.pretrain.export.card import CARD, member_result, model_card, weights_note
+from forethought.pretrain.inputs import check_corpus, check_mixture, open_or_prepare
 from forethought.pretrain.labels import open_labels
-from forethought.pretrain.members.averages import Averages
+from forethought.pretrain.members.averages import Averages, Candidate
 from forethought.pretrain.members.config import Member, MembersConfig, steps_of
 from forethought.pretrain.members.loss import members_loss
 from forethought.pretrain.members.optim import StackedOptimisers, cycles_of
 from forethought.pretrain.members.stacked import StackedModel
-from forethought.pretrain.scores import Scores, token_log_probabilities, write_scores
+from forethought.pretrain.scores import Scores, loss_interval, token_log_probabilities, write_scores
 from forethought.pretrain.slices import held_out_slices, training_part
 from forethought.train import open_parallel, train
 
 MODELS, SCORES = "models", "scores"
+_SCORED_TOKENS = 2048  # tokens that are scored at a time, where a training batch has fewer
 
 
 def train_members(
@@ -91,6 +94,8 @@ class MembersRun:
         frontier = settings.frontier
         self.model = StackedModel(members, dropout=frontier.dropout, ahead=frontier.ahead_share > 0)
         self.model.train()
+        if settings.mixture is not None:
+            check_mixture(open_corpus(settings.mixture), self.slices, corpus.config.leak_threshold)
         self.averages = Averages(run.directory / "snapshots", self.model, self._snapshot_steps(), fit.loop.ema_decay)
 
     def train(self, parallel: Any, title: str) -> None:
@@ -138,22 +143,44 @@ class MembersRun:
         self.model.eval()
         candidates = self.averages.candidates(self.run, self.settings.keep_averages)
         slices: dict[str, list[Any]] = {name: [] for name in self.slices}
-        for name, k, values in candidates:
+        for _, _, values in candidates:
             model = self._plain(values)
             for each, dataset in self.slices.items():
                 slices[each].append(self._log_probabilities(model, dataset))
-            if export:
-                facts = {"seed": self.settings.members[k].seed, "steps": self.steps}
-                place = self.run.directory / MODELS / name
-                place.parent.mkdir(exist_ok=True)
-                save_language_model(model, place, self.corpus.path, replace=True, extra_facts=facts)
         names = tuple(name for name, _, _ in candidates)
         identity = scored_identity(self.corpus, self.settings)
         scores = Scores(names, identity, {each: np.stack(rows) for each, rows in slices.items()})
         write_scores(self.run.directory / SCORES, scores)
         result = self._result(scores)
+        if export:
+            self._export(candidates, scores, result)
         self.run.write_result(result)
         return result
+
+    def _export(self, candidates: Sequence[Candidate], scores: Scores, result: Mapping[str, Any]) -> None:
+        """Publish every candidate as a model directory with its card."""
+        settings, context = self.settings, self.settings.fit.context
+        recipe = str(files.read_json(self.run.directory / CONFIG, what="run config")["recipe"])
+        made_of = {
+            "teacher": settings.labels and f"cached laws `{Path(settings.labels).name}`",
+            "base": settings.base and weights_note(settings.base),
+            "mixture": settings.mixture and f"`{Path(settings.mixture).name}`, share {settings.mixture_share:g}",
+        }
+        for row, (name, k, values) in enumerate(candidates):
+            intervals = {each: loss_interval(rows[row], context) for each, rows in scores.slices.items()}
+            own = member_result({**result, **made_of, "seed": settings.members[k].seed}, row, intervals)
+            card = model_card(own, name=name, recipe=recipe, settings=to_dict(settings.fit))
+            facts = {"seed": settings.members[k].seed, "steps": self.steps}
+            place = self.run.directory / MODELS / name
+            place.parent.mkdir(exist_ok=True)
+            save_language_model(
+                self._plain(values),
+                place,
+                self.corpus.path,
+                replace=True,
+                extra_facts=facts,
+                extra_files={CARD: card.encode()},
+            )
 
     def _result(self, scores: Scores) -> dict[str, Any]:
         settings, parameters = self.settings, num_parameters(self.shape)
@@ -194,7 +221,9 @@ class MembersRun:
 
     def _log_probabilities(self, model: torch.nn.Module, dataset: TokenDataset) -> Any:
         fit = self.settings.fit
-        return token_log_probabilities(model, dataset, batch_size=fit.batch_size, context=fit.context)
+        # Small training batches would make scoring a third of a small run.
+        rows = max(fit.batch_size, _SCORED_TOKENS // fit.context)
+        return token_log_probabilities(model, dataset, batch_size=rows, context=fit.context)
 
     def _plain(self, values: Mapping[str, torch.Tensor]) -> LanguageModel:
         model = LanguageModel(self.shape).eval()
@@ -207,7 +236,9 @@ class MembersRun:
         fit, settings = self.settings.fit, self.settings
         seed = member.seed if member.order_seed is None else member.order_seed
         if settings.labels is not None:
-            return FixedWindows(self.data, batch_size=fit.batch_size, context=fit.context, seed=seed)
+            other = None if settings.mixture is None else open_corpus(settings.mixture).train
+            share = settings.mixture_share
+            return labelled_windows(self.data, other, fit, seed=seed, share=share)
         packing = {"context": fit.context, "seed": seed, "document_mask": fit.document_mask}
         if settings.mixture is None:
             packed = PackedBatches(self.data, batch_size=fit.batch_size, **packing)

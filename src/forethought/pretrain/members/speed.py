@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from forethought.core import rng
 from forethought.nn import LanguageModel, TransformerConfig
@@ -54,14 +55,15 @@ class Steps:
         tokens = rng.generator(0, "pretrain.speed").integers(0, shape.vocab_size, shape_KBT)
         self._batch = MembersBatch(0, tokens, np.roll(tokens, -1, axis=-1))
 
-    def step(self) -> None:
-        """Take one step of every member."""
-        value, _ = self._loss(self.model, self._batch)
+    def step(self) -> list[Tensor]:
+        """Take one step of every member and return each one's loss before it."""
+        value, figures = self._loss(self.model, self._batch)
         value.backward()
         self._optimisers.step()
         self._optimisers.zero_grad()
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
+        return [figures[f"loss_{k}"] for k in range(self.model.num_members)]
 
 
 def measure_speeds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,12 @@ from dataclasses import dataclass, field
 from forethought.core.errors import ConfigError
 from forethought.pretrain.members.config import MembersConfig, steps_of
 
+_RESERVE_SECONDS, _RESERVE_SHARE = 15.0, 0.05  # for the laws, which take 5 s on one core for 36 rungs
+_FORWARD_SHARE = 1.0 / 3.0  # a step's backward pass is two forward ones
+_SAVED_BYTES = 12  # of a parameter: fp32 weights and two moments
+_BYTES_A_SECOND = 100e6  # written, flushed and hashed, on a plain disk
+_SAVE_SECONDS = 0.1
+_RECENT = 5
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -57,28 +64,75 @@ def plan(items: Sequence[Item], seconds: float | None) -> Plan:
 class Guard:
     """Says no once the next batch of members would not end within the budget, and remembers what it refused.
 
-    `member_seconds` estimates a member's step under the settings; `workers` members train at a time.
+    The budget is of the whole time since `started`: reading and tokenising, the measured steps, evaluations, saves, and
+    a reserve for the laws at the end. `member_seconds` estimates a member's step under the settings, `parameters` its
+    size; `workers` members train at a time. What members took is held against what they were thought to take, and
+    later estimates are corrected by the ratio.
     """
 
     seconds: float | None
     member_seconds: Callable[[MembersConfig], float]
     windows: Callable[[MembersConfig], int]
+    parameters: Callable[[MembersConfig], int] = lambda _settings: 0
     workers: int = 1
     refused: list[Item] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    _granted: tuple[float, float] | None = None
+    _ratios: list[float] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left for training: the budget less all that has passed and the reserve for the end."""
+        if self.seconds is None:
+            return None
+        reserve = min(_RESERVE_SECONDS, _RESERVE_SHARE * self.seconds)
+        return self.seconds - reserve - (time.monotonic() - self.started)
+
+    @property
+    def correction(self) -> float:
+        """What estimates are multiplied by: the median ratio of time taken to time estimated, so far."""
+        return statistics.median(self._ratios[-_RECENT:]) if self._ratios else 1.0
 
     def estimate(self, settings: MembersConfig, members: int) -> float:
-        """Return the seconds that so many members are thought to take."""
-        steps = steps_of(settings, self.windows(settings))
-        return self.member_seconds(settings) * steps * settings.fit.loop.accumulate * members / self.workers
+        """Return the seconds that so many members are thought to take, from first step to export."""
+        return self._whole(settings, members) * self.correction
 
     def __call__(self, settings: MembersConfig, members: int) -> bool:
-        """Say whether so many members may still be trained."""
-        cost = self.estimate(settings, members)
-        if self.seconds is None or time.monotonic() - self.started + cost <= self.seconds:
+        """Say whether so many members may still be trained; what the last ones took is learnt first."""
+        self._learn()
+        whole, remaining = self._whole(settings, members), self.remaining
+        cost = whole * self.correction
+        if remaining is None or cost <= remaining:
+            self._granted = time.monotonic(), whole
             return True
         shape = settings.fit.model
         size = f"{shape.hidden_size}x{shape.num_layers}"
         tokens = f"{settings.train_tokens:,} tokens"
         self.refused.append(Item(f"{members} members, {size}, {tokens}, {settings.epochs:g} epochs", cost))
         return False
+
+    def _whole(self, settings: MembersConfig, members: int) -> float:
+        loop, each = settings.fit.loop, self.member_seconds(settings)
+        steps = steps_of(settings, self.windows(settings))
+        training = each * steps * loop.accumulate
+        evaluations = evaluated_tokens(settings, steps) * each / (settings.fit.batch_size * settings.fit.context)
+        saves = saves_of(settings, steps) * (_SAVE_SECONDS + self.parameters(settings) * _SAVED_BYTES / _BYTES_A_SECOND)
+        return (training + _FORWARD_SHARE * evaluations + saves) * members / self.workers
+
+    def _learn(self) -> None:
+        if self._granted is not None:
+            began, thought = self._granted
+            self._ratios.append((time.monotonic() - began) / max(thought, 1e-9))
+            self._granted = None
+
+
+def evaluated_tokens(settings: MembersConfig, steps: int) -> int:
+    """Return the held-out tokens that a member is asked for: evaluations on the way, and three slices at the end."""
+    every, each = settings.fit.loop.evaluate_every, settings.fit.evaluation_tokens
+    return (3 + 1 + (steps // every if every else 0)) * each
+
+
+def saves_of(settings: MembersConfig, steps: int) -> int:
+    """Return how often a run writes its state or its models: checkpoints, the last one, snapshots, and the export."""
+    every, frontier = settings.fit.loop.checkpoint_every, settings.frontier
+    return 2 + (steps // every if every else 0) + max(0, frontier.cycles - 1) + frontier.last_k

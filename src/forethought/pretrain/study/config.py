@@ -30,6 +30,9 @@ class StudyConfig:
     grid: Grid = Grid()
     start: Point = Point(tau=0.5, lr=3e-3, epochs=16)
     """Where the first regularised search begins; later ones begin at the neighbour's tuned point."""
+    searched: int = Field(default=0, ge=0)
+    """Regularised points are searched at so many data budgets, fewest tokens first; those of larger budgets take the
+    point of their size at the last one searched, as tau carries over, and say that they are not certified. 0: all."""
     standard_decay: float = Field(default=0.1, ge=0.0)
     """Weight decay of the standard recipe."""
     standard_start: Point = Point(tau=None, lr=3e-3, epochs=8)
@@ -40,7 +43,10 @@ class StudyConfig:
     longer: float = Field(default=2.0, gt=0.0)
     """Factor on a member's epochs, and on its tau, against the best single model (less decay, more passes)."""
     search_ensemble: bool = False
-    """Search the box around the ensemble's settings by the ensemble's own loss, instead of taking them as they are."""
+    """Search the box around the ensemble's settings by the ensemble's own loss, instead of taking them as they are; at
+    budgets that are not `searched`, the point of the same size at the last one that was is taken."""
+    search_members: int = Field(default=0, ge=0)
+    """Members by whose average that search judges, as a few tell settings apart; 0: all."""
     frontier: FrontierConfig = FrontierConfig()
     workers: int = Field(default=1, ge=1)
     """Members or batches that train at a time."""

@@ -6,6 +6,7 @@ The directory is a run: config, `points/` and `runs/` (cached by content), and r
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,18 +14,21 @@ from typing import Any
 
 import torch
 
+from forethought.core import files
 from forethought.core.errors import ConfigError, DataError, InputError
 from forethought.core.run import Exists, Run
 from forethought.data import Corpus
+from forethought.nn import num_parameters
 from forethought.pretrain.config import ModelShape
 from forethought.pretrain.inputs import check_corpus, open_or_prepare
 from forethought.pretrain.members.config import MembersConfig
 from forethought.pretrain.members.spread import Spread, kept_speeds
+from forethought.pretrain.slices import training_part
 from forethought.pretrain.study.budget import Guard, Item, Plan, plan
 from forethought.pretrain.study.config import StudyConfig
 from forethought.pretrain.study.laws import laws_of
 from forethought.pretrain.study.points import PointStore, Record
-from forethought.pretrain.study.recipes import Rung, ensemble, regularised, settings_of, standard
+from forethought.pretrain.study.recipes import Rung, ensemble, is_searched, regularised, settings_of, standard
 from forethought.pretrain.study.search import Point
 from forethought.train import Parallel
 
@@ -52,19 +56,21 @@ def ladder(
     recipe: str = "ladder",
     exists: Exists = "refuse",
     seconds: float | None = None,
+    cache: Path | None = None,
     tell: Tell = lambda _record: None,
     planned: Callable[[Plan], None] = lambda _plan: None,
 ) -> dict[str, Any]:
     """Climb the ladder as far as `seconds` allow and return rows, laws, and what was left out.
 
     Interrupted or killed, the same call with exists="resume" goes on; what was trained is not trained again. A finished
-    one that left something out for want of time goes on where it stopped.
+    one that left something out for want of time goes on where it stopped. Trained points lie in `cache`, which several
+    ladders on one corpus may share; None: in `out`.
 
     Raises:
         InputError: the corpus, the config or the directory cannot be used, or not even the first rung is affordable.
         InterruptedRunError: interrupted and saved.
     """
-    out = Path(out)
+    out, started = Path(out), time.monotonic()
     with Run.open(out, config=study, recipe=recipe, exists=exists, allow=("workers", "backend", "group")) as run:
         finished = run.result()
         if finished is not None and not finished["left_out"]:
@@ -72,16 +78,25 @@ def ladder(
         try:
             corpus = open_or_prepare(study.fit, out, Parallel(torch.device("cpu")))
             check_corpus(run, corpus)
-            work = Climb(study, corpus, out, seconds, tell)
+            files.make_directory(cache or out)
+            work = Climb(study, corpus, cache or out, seconds, tell)
         except InputError:
             run.discard()
             raise
-        whole = work.plan(seconds)
+        work.guard.started = started  # reading and tokenising are part of the budget
+        whole = work.plan(work.guard.remaining)
         planned(whole)
         rungs = work.climb(whole)
         result = work.result(rungs, whole)
         run.write_result(result)
         return result
+
+
+def point_row(record: Record) -> dict[str, Any]:
+    """Return what a table of trained points says of one."""
+    model = record["model"]
+    own = ("train_tokens", "tau", "lr", "weight_decay", "epochs", "seed", "tune_loss", "report_loss")
+    return {"shape": f"{model['hidden_size']}x{model['num_layers']}"} | {name: record[name] for name in own}
 
 
 class Climb:
@@ -94,11 +109,14 @@ class Climb:
                     f"{corpus.path} has {corpus.train.num_tokens:,} training tokens, and the ladder asks for {data:,}; "
                     "give more text, or fewer tokens with --study.data"
                 )
+        rows = study.fit.batch_size * study.fit.loop.accumulate
+        training_part(corpus, study.data[0], window=study.fit.context, rows=rows)
         self.study = replace(study, fit=replace(study.fit, sources=(str(corpus.path),)))
         self.corpus, self.out = corpus, out
-        self.guard = Guard(seconds, self._member_seconds, self._windows, workers=study.workers)
+        self.guard = Guard(seconds, self._member_seconds, self._windows, self._parameters, study.workers)
         spread = Spread(study.workers, study.backend, study.group)
-        self.store = PointStore(out, spread, afford=self.guard, tell=tell)
+        self.seen: dict[str, Record] = {}
+        self.store = PointStore(out, spread, afford=self.guard, tell=lambda record: self._saw(record, tell))
         self.tuned: dict[Rank, Point] = {}
 
     def ranks(self) -> list[Rank]:
@@ -136,6 +154,7 @@ class Climb:
             "kind": "pretrain.ladder",
             "rows": rows,
             "laws": laws_of(rows, seed=self.study.seed),
+            "points": [point_row(record) for record in self.seen.values()],
             "left_out": refused,
             "corpus": self.corpus.report,
             "corpus_identity": self.corpus.identity,
@@ -143,6 +162,10 @@ class Climb:
             "tuned_on": "the first half of the validation split",
             "reported_on": "the front of the test split",
         }
+
+    def _saw(self, record: Record, tell: Tell) -> None:
+        self.seen[str(record["key"])] = record
+        tell(record)
 
     def _climb_one(self, rank: Rank) -> Rung | None:
         study, store = self.study, self.store
@@ -152,21 +175,31 @@ class Climb:
             if rank.recipe == "regularised":
                 return regularised(study, store, rank.shape, rank.data, self._start(rank))
             single = self.tuned.get(Rank("regularised", rank.shape, rank.data), self._start(rank))
-            return ensemble(study, store, rank.shape, rank.data, single)
+            return ensemble(study, store, rank.shape, rank.data, single, self._taken(rank))
         except ConfigError:
             if self.guard.refused:  # the budget ended inside the rung
                 return None
             raise
 
     def _start(self, rank: Rank) -> Point:
-        """The tuned point of the next smaller size, else of the next fewer tokens, else the config's."""
+        """The tuned point of the next smaller size, else of the next fewer tokens, else the config's.
+
+        Where points are taken over, that of the same size comes first.
+        """
         own = "standard" if rank.recipe == "standard" else "regularised"
         same_data = [known for known in self.tuned if known.recipe == own and known.data == rank.data]
         same_size = [known for known in self.tuned if known.recipe == own and known.shape == rank.shape]
-        for candidates in (same_data, same_size):
+        taken_over = own == "regularised" and not is_searched(self.study, rank.data)
+        for candidates in (same_size, same_data) if taken_over else (same_data, same_size):
             if candidates:
                 return self.tuned[candidates[-1]]
         return self.study.standard_start if own == "standard" else self.study.start
+
+    def _taken(self, rank: Rank) -> Point | None:
+        """The tuned ensemble of the same size at the last budget that is searched, where this one is not."""
+        if not self.study.search_ensemble or is_searched(self.study, rank.data):
+            return None
+        return self.tuned.get(Rank("ensemble", rank.shape, self.study.data[self.study.searched - 1]))
 
     def _estimate(self, rank: Rank) -> float:
         start = self._start(rank)
@@ -175,12 +208,18 @@ class Climb:
             settings = replace(settings, epochs=start.epochs * self.study.longer)
             return self.guard.estimate(settings, self.study.members * (5 if self.study.search_ensemble else 1))
         points = _EXPECTED_POINTS if rank.recipe == "regularised" else _EXPECTED_POINTS - 2
+        if rank.recipe == "regularised" and not is_searched(self.study, rank.data):
+            points = 1
         return self.guard.estimate(replace(settings, epochs=start.epochs), points + self.study.noise_seeds)
 
     def _member_seconds(self, settings: MembersConfig) -> float:
         speeds = kept_speeds(settings, self.out, [4])
         size = self.study.group or speeds.best
         return speeds.seconds.get(size, speeds.seconds[speeds.best])
+
+    def _parameters(self, settings: MembersConfig) -> int:
+        shape = settings.fit.model.transformer(self.corpus.tokenizer.vocab_size, settings.fit.max_positions)
+        return num_parameters(shape).total
 
     def _windows(self, settings: MembersConfig) -> int:
         return math.ceil((settings.train_tokens or self.corpus.train.num_tokens) / settings.fit.context)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from forethought.core.errors import InputError
-from forethought.stats import data_efficiency, fit_power_law, fit_tiers
+from forethought.pretrain.study.limits import band, limit_points, worth
+from forethought.stats import fit_power_law, fit_tiers
 from forethought.stats.powerlaw import PowerLaw
 
 Row = Mapping[str, Any]
@@ -21,13 +22,19 @@ def laws_of(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
     place of a law.
     """
     budgets = sorted({int(row["data"]) for row in rows})
+    over_size = {str(data): _over_size(rows, data, seed) for data in budgets}
+    joint = {str(data): _joint(rows, data, seed) for data in budgets}
+    single = {data: found["regularised"]["law"] for data, found in over_size.items() if "regularised" in found}
+    limits = {"regularised limit": limit_points(single), "joint limit": limit_points(joint)}
     return {
         "units": {"size": "million parameters, embeddings included", "data": "million tokens"},
-        "over_size": {str(data): _over_size(rows, data, seed) for data in budgets},
+        "over_size": over_size,
         "over_members": [_over_members(row, seed) for row in rows if row["recipe"] == "ensemble"],
-        "joint": {str(data): _joint(rows, data, seed) for data in budgets},
-        "over_data": {recipe: _over_data(rows, recipe, seed) for recipe in _recipes(rows)},
-        "efficiency": efficiency_of(rows, seed=seed),
+        "joint": joint,
+        "over_data": {recipe: _over_data(rows, recipe, seed) for recipe in _recipes(rows)}
+        | {recipe: _or_reason(lambda points=points: _fit(points, seed)) for recipe, points in limits.items()},
+        "joint_over_data": _joint_over_data(rows, seed),
+        "efficiency": efficiency_of(rows, limits, seed=seed),
     }
 
 
@@ -47,32 +54,27 @@ def shape_of_curve(rows: Sequence[Row], recipe: str, data: int) -> dict[str, Any
     }
 
 
-def efficiency_of(rows: Sequence[Row], *, seed: int = 0) -> list[dict[str, Any]]:
+def efficiency_of(
+    rows: Sequence[Row], limits: Mapping[str, Sequence[tuple[int, float, float]]] | None = None, *, seed: int = 0
+) -> list[dict[str, Any]]:
     """Return for each recipe and budget how much data the standard recipe would need for the same loss.
 
-    The standard recipe's law runs through its best size at each budget.
+    The standard recipe's law runs through its best size at each budget; "measured" is the multiplier by its measured
+    losses alone. `limits` are losses in the limit of size or members, as (data, loss, sd) by name.
     """
     best = best_by_data(rows, "standard")
+    if not best:
+        return [{"reason": "the standard recipe's law over data is not fitted: that recipe was not measured"}]
+    law: PowerLaw | str
     try:
         law = _fit(best, seed)
     except InputError as error:
-        return [{"reason": f"the standard recipe's law over data is not fitted: {error}"}]
-    largest = max(data for data, _, _ in best) / 1e6
+        law = f"the standard recipe's law over data is not fitted: {error}"
     found: list[dict[str, Any]] = []
     for recipe in _recipes(rows):
-        for data, loss, sd in best_by_data(rows, recipe):
-            reference = {d: (value, noise) for d, value, noise in best}.get(data)
-            efficiency = data_efficiency(
-                loss,
-                law,
-                data=data / 1e6,
-                standard_loss=None if reference is None else reference[0],
-                loss_sigma=sd,
-                standard_sigma=0.0 if reference is None else reference[1],
-                largest_data=largest,
-                seed=seed,
-            )
-            found.append({"recipe": recipe, "data": data, "loss": loss, **efficiency.to_dict()})
+        found += worth(recipe, best_by_data(rows, recipe), best, law, seed=seed)
+    for name, points in (limits or {}).items():
+        found += worth(name, points, best, law, seed=seed, limit=True)
     return found
 
 
@@ -96,9 +98,8 @@ def _over_size(rows: Sequence[Row], data: int, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for recipe in _recipes(rows):
         points = [(row["parameters"], row["loss"], sd_of_loss(row)) for row in _of(rows, recipe, data)]
-        found[recipe] = shape_of_curve(rows, recipe, data) | {
-            "law": _or_reason(lambda points=points: _fit(points, seed))
-        }
+        law = _or_reason(lambda points=points: _fit(points, seed), [size / 1e6 for size, _, _ in points])
+        found[recipe] = shape_of_curve(rows, recipe, data) | {"law": law}
     return found
 
 
@@ -115,20 +116,37 @@ def _over_members(row: Row, seed: int) -> dict[str, Any]:
         return fit_power_law(members, curve, sigma, seed=seed, num_bootstrap=NUM_BOOTSTRAP)
 
     own = {"shape": row["shape"], "parameters": row["parameters"], "data": row["data"]}
-    return own | {"curve": curve, "law": _or_reason(fixed), "free_exponent": _or_reason(free)}
+    return own | {"curve": curve, "law": _or_reason(fixed, members), "free_exponent": _or_reason(free)}
 
 
 def _joint(rows: Sequence[Row], data: int, seed: int) -> dict[str, Any]:
-    chosen = _of(rows, "ensemble", data)
-    points = [
-        (k + 1, row["parameters"] / 1e6, loss, sd_of_loss(row)) for row in chosen for k, loss in enumerate(row["curve"])
-    ]
+    points = _ensemble_points(_of(rows, "ensemble", data))
 
     def fit() -> Any:
-        members, sizes, losses, sds = zip(*points, strict=True) if points else ((), (), (), ())
+        members, sizes, _, losses, sds = zip(*points, strict=True) if points else ((), (), (), (), ())
         return fit_tiers((members, sizes), losses, sds, seed=seed, num_bootstrap=NUM_BOOTSTRAP)
 
     return _or_reason(fit)
+
+
+def _joint_over_data(rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    """The whole chain in one: the limit over members, then over size, then over data, errors of each passed on."""
+    points = _ensemble_points([row for row in rows if row["recipe"] == "ensemble"])
+
+    def fit() -> Any:
+        members, sizes, data, losses, sds = zip(*points, strict=True) if points else ((), (), (), (), ())
+        return fit_tiers((members, sizes, data), losses, sds, seed=seed, num_bootstrap=NUM_BOOTSTRAP)
+
+    return _or_reason(fit)
+
+
+def _ensemble_points(rows: Sequence[Row]) -> list[tuple[int, float, float, float, float]]:
+    """(members, million parameters, million tokens, loss, sd of that loss) along the curves of ensembles."""
+    return [
+        (k + 1, row["parameters"] / 1e6, row["data"] / 1e6, loss, sd_of_loss(row))
+        for row in rows
+        for k, loss in enumerate(row["curve"])
+    ]
 
 
 def _over_data(rows: Sequence[Row], recipe: str, seed: int) -> dict[str, Any]:
@@ -141,11 +159,13 @@ def _fit(points: Sequence[tuple[float, float, float]], seed: int) -> PowerLaw:
     return fit_power_law(x, y, sds if all(sds) else None, seed=seed, num_bootstrap=NUM_BOOTSTRAP)
 
 
-def _or_reason(fit: Callable[[], Any]) -> dict[str, Any]:
+def _or_reason(fit: Callable[[], Any], x: Sequence[float] = ()) -> dict[str, Any]:
+    """The law as JSON values, with its band over x where x is given, or why there is none."""
     try:
-        return fit().to_dict()
+        law = fit()
     except InputError as error:
         return {"identified": False, "asymptote": None, "reason": f"not fitted: {error}"}
+    return {**law.to_dict(), "band": band(law, x)} if x else law.to_dict()
 
 
 def _of(rows: Sequence[Row], recipe: str, data: int) -> list[Row]:

@@ -63,6 +63,7 @@ class Rung:
             "seed_sd": self.sd,
             "curve": list(self.curve),
             "runs": sorted({str(record["run"]) for record in self.records}),
+            "models": [f"runs/{record['run']}/models/{record['name']}" for record in self.records],
         }
 
 
@@ -82,34 +83,58 @@ def standard(study: StudyConfig, store: PointStore, shape: ModelShape, data: int
 
 
 def regularised(study: StudyConfig, store: PointStore, shape: ModelShape, data: int, start: Point) -> Rung | None:
-    """Tune the decay too, as the weights' memory in epochs."""
+    """Tune the decay too, as the weights' memory in epochs; a budget that is not searched takes its start as it is."""
     settings = settings_of(study, shape, data)
+    if not is_searched(study, data):
+        losses = store.evaluate(settings, [start], seed=study.seed)
+        return (
+            _repeat("regularised", study, store, settings, data, certificate(start, losses, study.grid))
+            if losses
+            else None
+        )
     found, _ = search(start, study.grid, lambda points: store.evaluate(settings, points, seed=study.seed))
     return _repeat("regularised", study, store, settings, data, found)
 
 
-def ensemble(study: StudyConfig, store: PointStore, shape: ModelShape, data: int, single: Point) -> Rung | None:
+def is_searched(study: StudyConfig, data: int) -> bool:
+    """Return whether regularised points are searched at a data budget, or taken over from the last one that is."""
+    return not study.searched or data in study.data[: study.searched]
+
+
+def ensemble(
+    study: StudyConfig,
+    store: PointStore,
+    shape: ModelShape,
+    data: int,
+    single: Point,
+    taken: Point | None = None,
+) -> Rung | None:
     """Average K members that train longer and forget less than the best single model: settings of their own.
 
     The loss that chooses is the ensemble's, not a member's: members that are worse alone can be better together.
+    `taken` is a tuned point of the same size at fewer tokens, used as it is.
     """
     settings = settings_of(study, shape, data)
-    grid = Grid(tau=study.grid.tau, lr=(single.lr,), epochs=study.grid.epochs)
+    lr = single.lr if taken is None else taken.lr
+    grid = Grid(tau=study.grid.tau, lr=(lr,), epochs=study.grid.epochs)
     tau = None if single.tau is None else nearest(single.tau * study.longer, grid.tau)
-    start = Point(tau=tau, lr=single.lr, epochs=nearest(single.epochs * study.longer, grid.epochs))
+    start = taken or Point(tau=tau, lr=lr, epochs=nearest(single.epochs * study.longer, grid.epochs))
+    judges = study.search_members or study.members
 
     def evaluate(points: Sequence[Point]) -> dict[Point, float]:
-        found = {point: _members(study, store, settings, point) for point in points}
+        found = {point: _members(study, store, settings, point, judges) for point in points}
         return {point: average_loss(rows_of(store, records, "tune")) for point, records in found.items() if records}
 
-    if study.search_ensemble:
+    if study.search_ensemble and taken is None:
         verdict, _ = search(start, grid, evaluate)
     else:
         losses = evaluate([start])
         if start not in losses:
             return None
         verdict = certificate(start, losses, grid)
-    records = _members(study, store, settings, verdict.point)
+    records = _members(study, store, settings, verdict.point, study.members)
+    if not records:
+        return None
     curve = subset_curve(rows_of(store, records, "report"))
     return Rung("ensemble", shape, data, verdict, tuple(records), tuple(curve))
 
@@ -131,8 +156,8 @@ def rows_of(store: PointStore, records: Sequence[Record], slice_name: str) -> Lo
     return np.stack(rows)
 
 
-def _members(study: StudyConfig, store: PointStore, settings: MembersConfig, point: Point) -> list[Record]:
-    members = seeds(study.members, first=study.seed, lr=point.lr, tau=point.tau)
+def _members(study: StudyConfig, store: PointStore, settings: MembersConfig, point: Point, count: int) -> list[Record]:
+    members = seeds(count, first=study.seed, lr=point.lr, tau=point.tau)
     records = store.train(replace(settings, members=members, epochs=point.epochs))
     return [record for record in records if record is not None] if all(records) else []
 
