@@ -153,6 +153,10 @@ def test_the_other_methods_report_what_they_guarantee(method: str, tmp_path: Pat
     assert result["train_risk"] < result["bound"]
     assert result["vacuous"] == (result["bound"] >= result["trivial"])
     assert result["statement"].replace("&", "") in (tmp_path / "run" / "report.html").read_text()
+    place, data = tmp_path / "run" / "certificate", tmp_path / "run" / "data.npz"
+    checks = ["--audit-seed", "3", "--ledger", str(tmp_path / "run" / "work" / "delta-ledger.json"), "--json"]
+    assert main(["certify", "verify", str(place), "--data", str(data), *checks]) == 0
+    assert last_line(capsys)["bound"] == result["bound"]
 
 
 def test_a_text_is_certified_by_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -38,7 +38,9 @@ def test_an_ensemble_is_scored_again_from_its_run(place: Path, capsys: pytest.Ca
     assert one["ensemble_loss"] == pytest.approx(whole["candidates"]["run/member-1"])
     assert one["logit_loss"] == pytest.approx(one["ensemble_loss"], rel=1e-5)
     assert "probabilities" in capsys.readouterr().out
-    assert "seed 1" in (place / "run" / "CARD.md").read_text()
+    card = (place / "run" / "README.md").read_text()
+    assert "seed 1, wd" in card
+    assert "all 2 averaged" in card
     assert "Candidates" in write_report(place / "run").read_text()
     with pytest.raises(ConfigError, match="give CORPUS and --out"):
         ensemble_verb([])

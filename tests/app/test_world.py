@@ -77,7 +77,7 @@ def test_bad_input_is_one_clear_error(place: Path, tmp_path: Path, capsys: pytes
     run, data = str(place / "run"), str(place / "data")
     cases = {
         ("collect", data): "already exists; say --replace",
-        ("collect", str(tmp_path / "x"), "--environment", "reacher"): "way-points are for two-rooms",
+        ("collect", str(tmp_path / "x"), "--environment", "reacher", "--behaviour", "weak"): "policy of reacher",
         ("train", str(tmp_path / "none"), "--out", str(tmp_path / "y")): "does not exist",
         ("evaluate", run, data, "--policies", "plann"): "Did you mean 'plan'",
         ("evaluate", data, data): "is a episodes; give a world model",
@@ -95,6 +95,7 @@ def test_a_collapse_ends_the_command_with_the_reason(
     arguments = ["world", "train", str(place / "data"), "--out", str(tmp_path / "run"), "--recipe", "tiny"]
     assert main([*arguments, "--regulariser.strength", "0", "--steps", "200"]) == 1
     assert "the representation collapsed: the latents hardly vary" in capsys.readouterr().err
+    assert "The latents collapsed" in write_report(tmp_path / "run").read_text()
 
 
 def test_pictures_are_whole_and_escaped() -> None:

@@ -15,6 +15,7 @@ from forethought.certify.certificate import message_of
 from forethought.certify.certificate.document import DOCUMENT, MESSAGE, document_bytes
 from forethought.certify.codes import Segment, assign, fit_grid, fit_table
 from forethought.certify.decoder import BaseRecipe, CodebookRecipe, SubspaceRecipe, TokenScoring
+from forethought.certify.decoder.priors import NetworkRecipe
 from forethought.core.rng import generator
 
 LINEAR = Recipe(
@@ -45,6 +46,9 @@ TRANSFORMER = Recipe(
     subspace=SubspaceRecipe(kind="kronecker", dimension=100),
     codebook=CodebookRecipe(levels=7),
 )
+
+
+LINEAR_MAP = NetworkRecipe(architecture="mlp", settings={"num_inputs": 12, "num_classes": 3, "hidden": []})
 
 
 def blobs(n: int = 1_200) -> Examples:
@@ -89,6 +93,35 @@ def drawn_certificate(recipe: Recipe) -> tuple[Certificate, Examples | Tokens]:
         parts.append(Segment(assign(numbers, book), book))
     ledger = DeltaLedger(data.sha256, 0.1)
     return issue(Prior(recipe), recipe, message_of(recipe, parts), data, ledger=ledger), data
+
+
+def stochastic_certificate(directory: Path) -> tuple[Certificate, Examples]:
+    """A Gaussian over a linear map, barely trained: a posterior, its draws, and what they say."""
+    from forethought.certify.pacbayes import StochasticConfig, certify_stochastic
+
+    data = blobs(400)
+    settings = StochasticConfig(network=LINEAR_MAP, steps=40, batch_size=100, lr=5e-2, num_draws=30, checkpoint_every=0)
+    return certify_stochastic(None, data, settings, directory, show=False).certificate, data
+
+
+def requential_certificate(directory: Path | None = None, *, steps: int = 30) -> tuple[Certificate, Examples]:
+    """A student of a teacher on the first fifth of the clouds as a pool, after a few steps."""
+    from forethought.certify.requential import RequentialConfig, certify_requential
+
+    data = blobs(500)
+    settings = RequentialConfig(
+        network=LINEAR_MAP,
+        steps=steps,
+        num_checkpoints=3,
+        student_batch=20,
+        teacher_batch=50,
+        student_lr=3e-2,
+        teacher_lr=1e-2,
+        checkpoint_every=7,
+        pool_is_independent=True,
+    )
+    found = certify_requential(None, data, 100, settings, directory=directory, show=False)
+    return found.certificate, data
 
 
 def rewrite(directory: Path, change: Callable[[dict[str, Any]], None], message: bytes | None = None) -> None:

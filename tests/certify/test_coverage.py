@@ -5,6 +5,7 @@ Hypotheses are selected after the sample is seen, as training does, so that the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ from forethought.certify.bounds import (
     freedman,
     freedman_closed,
     freedman_from,
+    freedman_printed,
     hoeffding,
     maurer_seeger,
     mcallester,
@@ -33,6 +35,7 @@ from forethought.certify.bounds import (
     subsampled_hoeffding,
     subsampled_kl,
     subsampled_zero_one,
+    token_price,
     tolstikhin_seldin,
 )
 from forethought.core.rng import generator
@@ -243,3 +246,58 @@ def test_a_posterior_known_through_eight_draws_is_covered(delta: float) -> None:
     total = np.take_along_axis(errors, drawn, axis=1).sum(axis=1)
     bounds = each(lambda k: monte_carlo_pac_bayes(k / (draws * n), draws, n, 2.0, delta), total[:, None])
     assert surely_at_most(int((bounds < risks[best].mean(axis=1)).sum()), delta)
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+@pytest.mark.parametrize("exact_g", [False, True])
+def test_the_printed_token_bound_is_covered(delta: float, exact_g: bool) -> None:
+    """The claim is about the model smoothed at C / (1 + C), found from the loss of the model before smoothing."""
+    counts, _ = markov_tokens(TRIALS)
+    chance, model = np.array([[0.8, 0.2], [0.4, 0.6]]), np.array([[0.7, 0.3], [0.45, 0.55]])
+    n = int(counts[0].sum())
+    price = token_price(n, 0.0, delta)
+    weight = price / (1.0 + price)
+    mixed = (1.0 - weight) * model + weight / 2.0
+    gains = -(mixed * np.log(mixed)).sum(axis=1, keepdims=True) + np.log(mixed)
+
+    def bound(*row: int) -> float:
+        loss = float(-(np.array(row) * np.log(model).ravel()).sum() / n)
+        square = float((np.array(row) * np.square(gains).ravel()).sum() / n)
+        return freedman_printed(loss, square, n, 0.0, delta, vocab_size=2, exact_g=exact_g)
+
+    visits = counts.reshape(-1, 2, 2).sum(axis=2)
+    truth = visits @ -(chance * np.log(mixed)).sum(axis=1) / n
+    assert surely_at_most(int((each(bound, counts) < truth).sum()), delta)
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+def test_a_requential_run_is_covered_when_its_labels_are_paid_for(delta: float) -> None:
+    """Twelve binary labels name one of 4096 students; the teacher leans towards the best of them on the sample."""
+    paid, unpaid = requential_bounds(delta)
+    assert surely_at_most(int((paid < 0.5).sum()), delta)
+    assert float((unpaid < 0.5).mean()) > 1.5 * delta + 0.05, "what the labels tell of the sample has to be paid"
+
+
+TILT = 0.97
+
+
+def requential_bounds(delta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of TRIALS runs, with the log-ratio and without; every student's true risk is 1/2, on 64 examples."""
+    n, found = 64, requential_runs()
+    ratio = [(12 - f) * math.log2(2 * TILT) + f * math.log2(2 * (1 - TILT)) for f in range(13)]
+    paid = each(lambda k, f: maurer_seeger(k / n, n, max(0.0, ratio[f]), delta), found)
+    return paid, each(lambda k, f: maurer_seeger(k / n, n, 0.0, delta), found)
+
+
+@functools.cache
+def requential_runs() -> np.ndarray:
+    """(mistakes of the student drawn, labels that did not name the best one) of TRIALS runs."""
+    rng, num_labels, rows = generator(9, "coverage.requential"), 12, []
+    bits_of = np.array([int(word).bit_count() for word in range(1 << 16)], dtype=np.uint8)
+    for _ in range(20):
+        words = rng.integers(0, 1 << 64, size=(TRIALS // 20, 1 << num_labels), dtype=np.uint64).view(np.uint16)
+        errors = bits_of[words].reshape(TRIALS // 20, -1, 4).sum(axis=2, dtype=np.uint8)
+        flipped = rng.random((TRIALS // 20, num_labels)) > TILT
+        drawn = errors.argmin(axis=1) ^ (flipped @ (1 << np.arange(num_labels)))
+        rows.append(np.stack([errors[np.arange(len(errors)), drawn], flipped.sum(axis=1)], axis=1))
+    return np.concatenate(rows).astype(np.int64)

@@ -148,3 +148,27 @@ def test_errors_forbid_and_warnings_do_not():
     refuse(lint_declaration(None, "abc"))
     with pytest.raises(AssumptionError, match="prior-changed"):
         refuse(lint_declaration("abd", "abc"))
+
+
+def test_numbers_that_no_message_codes_are_named():
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(4, 3)
+            self.centre = torch.ones(4)
+            self.table = [nn.Module()]
+            self.table[0].spread = np.ones(2)
+            self.register_buffer("scale", torch.ones(4), persistent=False)
+            self.register_buffer("coded", torch.ones(4))
+
+    (found,) = lint_module(Centred().eval())
+    assert (found.name, found.severity) == ("uncoded-constants", "warning")
+    assert set(found.where) == {"centre", "scale", "table[0].spread"}
+
+
+def test_the_remedies_for_groups_and_copies_are_named():
+    rows, labels = np.repeat(np.eye(4), 2, axis=0), np.arange(8) % 3
+    (copies,) = lint_data(rows, labels, 3)
+    assert "groups_of_copies" in copies.message
+    (groups,) = lint_data(np.arange(16.0).reshape(8, 2), labels, 3, groups=[1] * 8)
+    assert "(inputs, labels, groups)" in groups.message

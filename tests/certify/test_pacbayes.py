@@ -11,6 +11,7 @@ from tests.certify.test_requential import blobs
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from forethought.certify import verify
 from forethought.certify.bounds import (
     mcallester,
     monte_carlo_pac_bayes,
@@ -20,7 +21,7 @@ from forethought.certify.bounds import (
 from forethought.certify.lint import AssumptionError
 from forethought.certify.pacbayes import OBJECTIVES, StochasticConfig, certify_stochastic
 from forethought.certify.stochastic import GaussianNetwork
-from forethought.core.errors import InputError
+from forethought.core.errors import ArtefactError, ConfigError, InputError
 from forethought.core.rng import torch_generator
 
 
@@ -54,11 +55,25 @@ def test_a_stochastic_network_is_certified(tmp_path: Path):
     data, test = blobs(3000, "sample"), blobs(1000, "test")
     settings = StochasticConfig(steps=250, num_draws=100, lr=2e-2, batch_size=200, checkpoint_every=0)
     found = certify_stochastic(network(), data, settings, tmp_path / "a", test=test, show=False)
-    assert found.test_risk is not None
-    assert found.test_risk < found.bound < 0.5
-    assert found.bound == monte_carlo_pac_bayes(found.train_risk, 100, 3000, found.divergence_bits, 0.05)
+    assert found.holdout is not None
+    assert found.holdout.interval[0] <= found.holdout.risk <= found.holdout.interval[1] < found.bound < 0.5
+    result, bits = found.certificate.document.result, found.certificate.document.bits
+    assert found.bound == monte_carlo_pac_bayes(result.train_risk, 100, 3000, bits.total, 0.05)
     again = certify_stochastic(network(), data, settings, tmp_path / "a", test=test, show=False)
-    assert again == found
+    assert again.certificate == found.certificate
+    pair = (data.inputs, data.labels)
+    assert verify(found.save(tmp_path / "c"), pair, module=network()).bound == found.bound
+    with pytest.raises(ArtefactError, match="give a module"):
+        verify(tmp_path / "c", pair)
+
+
+def test_a_grid_of_prior_deviations_is_paid_for(tmp_path: Path):
+    common = {"steps": 2, "num_draws": 2, "checkpoint_every": 0}
+    grid = StochasticConfig(prior_deviation=0.1, prior_deviations=(0.03, 0.1, 0.3, 1.0), **common)
+    found = certify_stochastic(network(), blobs(60, "sample"), grid, tmp_path / "a", show=False)
+    assert found.certificate.document.bits.choices == 2.0
+    with pytest.raises(ConfigError, match="not in its grid"):
+        StochasticConfig(prior_deviation=0.2, prior_deviations=(0.1, 0.3))
 
 
 def test_draws_differ_and_repeat_by_generator():
@@ -72,6 +87,10 @@ def test_draws_differ_and_repeat_by_generator():
 def test_bad_settings_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="prior_deviation"):
         GaussianNetwork(network(), prior_deviation=0.0)
+    buffered = network()
+    buffered.register_buffer("mean_of_the_data", torch.ones(5))
+    with pytest.raises(InputError, match="mean_of_the_data"):
+        certify_stochastic(buffered, blobs(50, "sample"), StochasticConfig(steps=1), tmp_path / "a", show=False)
     norm = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).train()
     with pytest.raises(AssumptionError, match="batch-norm"):
         certify_stochastic(norm, blobs(50, "sample"), StochasticConfig(steps=1), tmp_path / "a", show=False)

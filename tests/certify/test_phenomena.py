@@ -21,6 +21,7 @@ from forethought.certify.phenomena.linear import (
     ridge,
 )
 from forethought.certify.phenomena.networks import FlatMLP
+from forethought.certify.phenomena.outcome import ends_of, judged
 from forethought.certify.phenomena.polynomial import order_penalty
 from forethought.certify.phenomena.symmetry import ResidualPathway
 from forethought.certify.phenomena.volume import _log_mass, local_volume
@@ -143,10 +144,27 @@ def test_a_phenomenon_shows(name: str):
     assert all(len(x) == len(y) for panel in plain["panels"] for x, y in panel["series"].values())
 
 
+def test_a_claim_holds_by_its_interval_from_three_seeds_on():
+    table, holds = judged({"sure": [1.0, 1.1, 0.9], "by luck": [3.0, -0.5, 0.2], "alone": [0.1], "not": [-1.0, -1.1]})
+    assert holds == {"sure": True, "by luck": False, "alone": True, "not": False}
+    assert table.rows[2][2:4] == [None, None], "one seed has no interval"
+    assert table.rows[1][1] == pytest.approx(0.9)
+    ends = ends_of("t", ["key"], ["a", "b"], {0.5: [[1.0, 2.0], [3.0, 2.0]], ("x", 1): [[1.0, 2.0]]})
+    assert ends.columns == ["key", "a, low", "a, high", "b, low", "b, high"]
+    assert ends.rows[0][0] == 0.5
+    assert ends.rows[0][1] < 2.0 < ends.rows[0][2]
+    assert ends.rows[0][3:] == [2.0, 2.0]
+    assert ends.rows[1] == ["x", 1, None, None, None, None]
+
+
+# One seed of the short forms does not show these; the full form is judged by intervals (docs/certify.md).
+NOT_IN_SMOKE = {"soft is within 0.03 of the better one where it holds"}
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", list(PHENOMENA))
 def test_every_phenomenon_shows_in_its_smoke_form(name: str):
     outcome = PHENOMENA[name]("smoke", 0)
     assert outcome.panels
     assert outcome.tables
-    assert all(outcome.holds.values()), outcome.holds
+    assert all(ok for claim, ok in outcome.holds.items() if claim not in NOT_IN_SMOKE), outcome.holds

@@ -11,7 +11,7 @@ from forethought.control.planning import Budget, Level, rank, shift
 from forethought.control.planning.budget import ladder
 from forethought.core.errors import ConfigError
 from forethought.core.rng import torch_generator
-from forethought.plan import CEM, Problem
+from forethought.plan import CEM, Candidates, Problem
 
 
 def _propose(start, num, generator):
@@ -143,3 +143,16 @@ def test_bad_settings_are_refused():
         SSRConfig(num_samples=0)
     with pytest.raises(ConfigError, match="weight"):
         Constraint.soft(lambda s, a, s2: 0.0, limit=1.0, weight=-1.0)
+
+
+def test_where_all_are_rejected_the_cheapest_of_those_with_fewest_violations_wins():
+    # Candidate 0 breaks the constraint twice; 1 and 2 once, and 2 is the cheaper of them.
+    states = torch.tensor([[[1.0, 1.0], [1.0, 0.2], [1.0, 0.1]]])[..., None]
+    judge = Judge(
+        Objective(lambda before, action, after: -after[..., 0]),
+        [Constraint.hard(lambda before, action, after: after[..., 0] < 0.5)],
+    )
+    verdict = judge.verdict(Candidates(torch.zeros(1, 1), torch.zeros(1, 3, 2, 1), states, 0))
+    assert verdict.all_rejected_B.tolist() == [True]
+    assert verdict.costs_BN.argsort(1).tolist() == [[2, 1, 0]]
+    assert verdict.costs_BN.unique().numel() == 3

@@ -93,7 +93,7 @@ def test_without_timeouts_the_time_limit_is_needed(tmp_path: Path) -> None:
         ({"rewards": np.zeros((9, 1))}, "rewards of shape"),
         ({"observations": np.zeros(9)}, "observations has shape"),
         ({"terminals": np.full(9, 2.0)}, "terminals must hold 9 flags"),
-        ({"actions": np.full((9, 2), np.nan)}, "actions is not finite at step 0 of episode 0"),
+        ({"actions": np.full((9, 2), np.nan)}, "actions is not finite at step 1 of episode 0"),
         ({"next_observations": np.zeros((9, 5))}, "do not match"),
         ({"bad name": np.zeros(9)}, "cannot be stored"),
         ({"observations": np.array([["a"] * 4] * 9)}, "give arrays of numbers"),
@@ -293,7 +293,7 @@ def test_lerobot_joins_files_and_decodes_images(tmp_path: Path) -> None:
         ({"action": None}, "lacks the columns action"),
         ({"action": [[0.0, 1.0]] * 7}, "does not hold float32 of shape"),
         ({"action": [[0.0], [1.0], None, [3.0], [0.0], [0.0], [0.0]]}, "1 empty entries"),
-        ({"action": [[float("nan")]] * 7}, "actions is not finite at step 0 of episode 0"),
+        ({"action": [[float("nan")]] * 7}, "actions is not finite at step 1 of episode 0"),
     ],
 )
 def test_a_bad_lerobot_set_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

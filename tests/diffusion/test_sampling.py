@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.diffusion.capture import NothingFromTheHost
 from tests.diffusion.mixture import Mixture, exact, gaussian_flow
 
 from forethought.core.errors import InputError
@@ -26,6 +27,7 @@ from forethought.diffusion import (
     to_eps,
     to_x0,
 )
+from forethought.nn.denoisers import build_denoiser, denoiser_preset
 
 F64 = torch.float64
 TWO = Mixture(
@@ -261,3 +263,15 @@ def test_a_call_is_traced_without_reading_a_value_back() -> None:
             between = torch.empty(3, 4, 2) if sampler.noisy else None
             result = sample(lambda x, u: x * u, noise, process=ProcessConfig(), sampler=sampler, between=between)
             assert result.shape == (4, 2)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpm2m", "euler", "heun", "consistency"])
+def test_a_graph_could_capture_a_whole_call(name: Any) -> None:
+    network = build_denoiser(denoiser_preset("tiny", size=3, horizon=4), seed=0).to("meta")
+    sampler = SamplerConfig(name=name, steps=3, clip=2.0)
+    noise = torch.empty((5, 4, 3), device="meta")
+    between = torch.empty((3, 5, 4, 3), device="meta") if sampler.noisy else None
+    with torch.no_grad(), NothingFromTheHost():
+        drawn = sample(network.bind(), noise, process=ProcessConfig(), sampler=sampler, between=between)
+    assert drawn.shape == noise.shape
+    assert drawn.device.type == "meta"

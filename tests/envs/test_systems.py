@@ -105,7 +105,7 @@ def test_the_shoulder_counts_modulo_a_turn():
 
 @pytest.mark.parametrize("episode", GOLDEN)
 def test_push_t_matches_the_published_environment(episode):
-    """State for state over 40 control steps with contacts, recorded from gym-pusht (see the file)."""
+    """State for state over control steps with contacts, two from resets that overlap, recorded from gym-pusht."""
     system = PushT(actions="absolute", success="coverage")
     factors = system.complete(None, 1)
     simulation = system.begin(np.array([episode["start"]]), factors)
@@ -123,13 +123,14 @@ def test_push_t_matches_gym_pusht_where_it_is_installed():
     theirs = PushTEnv(obs_type="state")
     system = PushT(actions="absolute", success="coverage")
     rng = np.random.default_rng(0)
-    for seed in (0, 3, 5):
+    # From 1, 6, 13, 16 and 38 the reset leaves the pusher on the block or the block in a wall.
+    for seed in (0, 1, 3, 5, 6, 13, 16, 38):
         theirs.reset(seed=seed)
         simulation = system.begin(np.array([_state_of(theirs)]), system.complete(None, 1))
         for _ in range(60):
             action = np.clip(np.array(theirs.block.position) + rng.normal(0, 60, 2), 0, 512)
             theirs.step(action)
-            np.testing.assert_allclose(simulation.step([action])[0], _state_of(theirs), rtol=0, atol=1e-9)
+            np.testing.assert_allclose(simulation.step([action])[0], _state_of(theirs), rtol=0, atol=1e-6)
 
 
 def _state_of(env) -> list[float]:

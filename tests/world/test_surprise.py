@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from forethought.core.errors import ArtefactError, ConfigError, InputError
+from forethought.core.errors import ArtefactError, ConfigError, DataError, InputError
 from forethought.core.rng import generator
 from forethought.data import Episodes
-from forethought.world import SurpriseMonitor, WorldModel, preset
+from forethought.world import SurpriseMonitor, WorldModel, fit_world, load_world_model, preset
+from forethought.world.config import AlarmConfig, RegulariserConfig
 from forethought.world.surprise import (
     PERTURBATIONS,
     BenchmarkConfig,
@@ -23,10 +25,12 @@ from forethought.world.surprise import (
     separation,
     surprise_benchmark,
 )
-from forethought.world.surprise.calibration import shrunk_covariance
-from tests.world.conftest import Dots
+from forethought.world.surprise.benchmark import choose_runs, flag_rate, play
+from forethought.world.surprise.calibration import fit_calibration, shrunk_covariance
+from tests.world.conftest import Dots, settings
 from tests.world.dots import SPEED, dot_episodes
 
+NAMES = ("frames", "actions")
 SETTINGS = BenchmarkConfig(num_pairs=24, low=0.05, high=0.95)
 
 
@@ -103,34 +107,108 @@ def test_a_perfect_predictor_is_surprised_by_the_squared_jump_and_by_nothing_els
 
 def test_it_is_calibrated_on_nominal_data(monitor: SurpriseMonitor, others: Episodes) -> None:
     traces = [monitor.trace(e["frames"], e["actions"]) for e in (others.episode(i) for i in range(16))]
-    # One frame of each phase-independent stretch, so that the binomial interval is honest.
-    p = np.concatenate([trace.p[15::20] for trace in traces])
-    flagged = int((p < 0.05).sum())
-    assert binomtest(flagged, len(p), 0.05).pvalue > 0.001
     z = np.concatenate([trace.z[15:] for trace in traces])
     assert abs(z.mean()) < 0.5
     assert 0.6 < z.std() < 1.7
-    assert abs(np.mean(p) - 0.5) < 0.15
+    p = np.concatenate([trace.p[15:] for trace in traces])
+    assert abs(np.mean(p) - 0.5) < 0.1
+    assert not any(trace.alarm.any() for trace in traces)
+
+
+@pytest.mark.parametrize("score", ["mahalanobis", "mse", "log-z"])
+def test_false_alarms_lie_within_their_binomial_interval(score: str, trained: WorldModel) -> None:
+    """Two frames of each of 120 fresh episodes, far apart, so that each is a trial of its own."""
+    monitor = SurpriseMonitor(trained, score, alpha=0.05)
+    monitor.calibrate(dot_episodes(120, 60, seed=21), max_windows=10_000)
+    fresh = dot_episodes(120, 60, seed=22)
+    frames, actions = (fresh.array(name).reshape(120, 60, *fresh.array(name).shape[1:]) for name in NAMES)
+    flags = np.stack([trace.flag for trace in monitor.traces(frames, actions)])[:, [22, 57]]
+    assert binomtest(int(flags.sum()), flags.size, 0.05).pvalue > 0.02
+    short = np.stack([trace.p for trace in monitor.traces(frames[:, :15], actions[:, :15])])[:, [7, 12]]
+    assert binomtest(int((short < 0.05).sum()), short.size, 0.05).pvalue > 0.01
 
 
 def test_broken_physics_is_told_from_nominal_runs(monitor: SurpriseMonitor, others: Episodes) -> None:
-    chosen = [perturbation("teleport", distance=0.4), perturbation("sign_flip"), perturbation("recolour")]
+    chosen = [perturbation("teleport", distance=0.4), *map(perturbation, ("sign_flip", "vanish", "recolour"))]
     result = surprise_benchmark(monitor, Dots(), others, chosen, SETTINGS)
-    teleport, flip, _ = result["perturbations"].values()
-    assert teleport["auroc"] > 0.9
-    assert teleport["auroc_interval"][0] > 0.8
-    assert teleport["detected"] > 0.7
-    assert teleport["paired_t_p"] < 0.01
-    assert flip["auroc"] > 0.75
-    assert result["false_flag_rate"] < 0.12
-    curve = psychometric_curve(monitor, Dots(), others, [0.0, 0.1, 0.4], SETTINGS)["auroc"]
+    teleport, flip, vanished, recolour = result["perturbations"].values()
+    assert teleport["auroc"] > 0.98
+    assert teleport["auroc_interval"][0] > 0.95
+    assert teleport["detected"] > 0.9
+    assert teleport["median_delay"] == 0
+    assert teleport["paired_t_p"] < 1e-6
+    assert teleport["mean_z"] > 2 * recolour["mean_z"]
+    assert flip["auroc"] > 0.9
+    assert vanished["auroc"] > 0.9
+    assert result["false_flag_rate"] < 0.1
+    assert result["false_alarm_episodes"] == 0
+    assert result["failures"] == []
+
+
+def test_the_psychometric_curve_rises_from_one_half(monitor: SurpriseMonitor, others: Episodes) -> None:
+    found = psychometric_curve(monitor, Dots(), others, [0.0, 0.05, 0.1, 0.2, 0.4], SETTINGS)
+    curve = found["auroc"]
     assert curve[0] == 0.5
-    assert curve[0] < curve[1] < curve[2]
+    assert curve == sorted(curve)
+    assert curve[1] < 0.8
+    assert curve[-1] > 0.98
+    assert all(low <= each <= high for low, each, high in zip(found["low"], curve, found["high"], strict=True))
+    assert found["high"][1] < found["low"][-1]
+
+
+@pytest.fixture(scope="module")
+def collapsed(episodes: Episodes, tmp_path_factory: pytest.TempPathFactory) -> WorldModel:
+    out = tmp_path_factory.mktemp("collapsed") / "run"
+    chosen = settings(60, regulariser=RegulariserConfig(name="none"), alarm=AlarmConfig(action="record"))
+    chosen = dataclasses.replace(
+        chosen, loop=dataclasses.replace(chosen.loop, evaluate_every=30, checkpoint_every=60), evaluation_windows=64
+    )
+    assert fit_world(chosen, episodes, out)["spread"] < 0.15
+    return load_world_model(out)
+
+
+@pytest.mark.parametrize("score", ["mahalanobis", "mse", "log-z"])
+def test_a_collapsed_model_fails_the_benchmark_and_is_told_why(
+    score: str, collapsed: WorldModel, nominal: Episodes, others: Episodes
+) -> None:
+    monitor = SurpriseMonitor(collapsed, score)
+    monitor.calibrate(nominal)
+    chosen = [perturbation("teleport", distance=0.4), perturbation("recolour")]
+    result = surprise_benchmark(monitor, Dots(), others, chosen, SETTINGS)
+    assert result["perturbations"]["teleport"]["auroc"] < 0.8
+    assert any("recolour, a change of looks only" in reason for reason in result["failures"])
+
+
+def test_flags_that_come_together_count_as_fewer() -> None:
+    draws = generator(2, "test")
+    alone = draws.random((40, 50)) < 0.05
+    rate, effective = flag_rate(alone, np.ones((40, 50), bool))
+    assert rate.estimate == alone.mean()
+    assert 0.05 in rate
+    assert effective > 1000
+    together = np.repeat(draws.random((40, 1)) < 0.1, 50, axis=1)
+    wide, few = flag_rate(together, np.ones((40, 50), bool))
+    assert few == pytest.approx(40, rel=0.1)
+    assert wide.high - wide.low > 3 * (rate.high - rate.low)
+    unjudged = np.ones((40, 50), bool)
+    unjudged[:, :10] = False
+    assert flag_rate(alone, unjudged)[0].estimate == alone[:, 10:].mean()
+    with pytest.raises(DataError, match="no frame was judged"):
+        flag_rate(alone, np.zeros((40, 50), bool))
+
+
+def test_what_vanishes_leaves_the_room_empty_and_a_duplicate_shows_two(others: Episodes) -> None:
+    runs, arena = choose_runs(others, SETTINGS), Dots()
+    twin = play(arena, runs, SETTINGS).astype(float)[:, SETTINGS.event :].sum(axis=(2, 3, 4))
+    gone, two = (play(arena, runs, SETTINGS, perturbation(name)) for name in ("vanish", "duplicate"))
+    assert not gone[:, SETTINGS.event :].any()
+    light = two.astype(float)[:, SETTINGS.event :].sum(axis=(2, 3, 4)) / twin
+    assert np.median(light) == pytest.approx(2.0, abs=0.1)
+    arena.reset(runs.starts_BS)
+    assert np.array_equal(arena.states(), runs.starts_BS)
 
 
 def test_every_perturbation_leaves_the_past_alone_and_changes_what_follows(others: Episodes) -> None:
-    from forethought.world.surprise.benchmark import choose_runs, play
-
     runs, arena = choose_runs(others, SETTINGS), Dots()
     twin = play(arena, runs, SETTINGS)
     for name in PERTURBATIONS:
@@ -217,3 +295,20 @@ def test_shrinkage_keeps_what_the_data_show_and_rounds_what_they_do_not() -> Non
     few = shrunk_covariance(draws.normal(size=(10, 40)))
     values = np.linalg.eigvalsh(few)
     assert values.min() > 0.3 * values.max()
+
+
+@pytest.mark.parametrize("score", ["mahalanobis", "mse", "log-z"])
+def test_each_context_length_has_a_scale_of_its_own_and_no_p_is_zero(score: str) -> None:
+    draws = generator(3, "test")
+    residuals = [{1: 3.0 * draws.normal(size=(30, 4)), 3: draws.normal(size=(30, 4))} for _ in range(8)]
+    found = fit_calibration(score, residuals, {}, false_alarm=0.01, horizon=100)
+    row = 2.5 * np.ones(4)
+    p = {context: found.p(found.error(row, context), context) for context in (1, 3)}
+    assert p[1] > 0.3
+    assert p[3] < 0.02
+    if score == "mahalanobis":
+        assert all(found.novelty[context].errors_N.mean() == pytest.approx(1.0, abs=0.25) for context in (1, 3))
+    judged = len(found.novelty[3].errors_N)
+    assert judged == (120 if score == "mahalanobis" else 240)
+    assert found.p(1e9, 3) == 1 / (judged + 1)
+    assert found.p(0.0, 3) == 1.0

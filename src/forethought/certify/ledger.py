@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +58,8 @@ class DeltaLedger:
     """The failure probability of one data set, from which every certificate printed for it draws.
 
     All certificates of the ledger hold at once with probability 1 - total over the draw of the data set. With a path,
-    the ledger is a JSON file that other runs continue; without, it lives in memory.
+    the ledger is a JSON file that other runs continue, also at the same time: a draw locks the file, reads it again,
+    and writes. Without, it lives in memory.
 
     Raises:
         InputError: the total is not between 0 and 1.
@@ -92,6 +96,18 @@ class DeltaLedger:
         Raises:
             InputError: the share is not positive or more than is left, or the purpose was drawn with another delta.
         """
+        if self.path is None:
+            return self._drawn(purpose, delta)
+        with _locked(self.path):
+            # Another process may have drawn since this one looked.
+            self._entries = self._read(self.path) if self.path.exists() else []
+            before = len(self._entries)
+            entry = self._drawn(purpose, delta)
+            if len(self._entries) > before:
+                files.write_json(self.path, self.to_dict())
+            return entry
+
+    def _drawn(self, purpose: str, delta: float | None) -> DeltaEntry:
         for entry in self._entries:
             if entry.purpose == purpose:
                 if delta is not None and delta != entry.delta:
@@ -107,8 +123,6 @@ class DeltaLedger:
             )
         entry = DeltaEntry(purpose, share)
         self._entries.append(entry)
-        if self.path is not None:
-            files.write_json(self.path, self.to_dict())
         return entry
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,6 +143,34 @@ class DeltaLedger:
                 f"{path} was opened with a total of {facts.get('total')!r}; its certificates were sold under that one"
             )
         return entries_of(facts.get("entries"), source=str(path))
+
+
+def ledgers_beside(directory: Path, data_sha256: str, name: str) -> list[Path]:
+    """Return the ledgers of a data set in the other run directories of the same folder, `RUN/work/NAME`, sorted.
+
+    Certificates of one data set that stand in ledgers of their own hold one by one, and not together.
+    """
+    found: list[Path] = []
+    for path in sorted(directory.parent.glob(f"*/work/{name}")):
+        if path.parent.parent.name != directory.name:
+            try:
+                facts = files.read_json(path, what="delta ledger", limit=64 << 20)
+            except ArtefactError:
+                continue
+            if facts.get("data_sha256") == data_sha256:
+                found.append(path)
+    return found
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None, None, None]:
+    """Hold the one lock of a ledger file, waiting for whoever has it; the lock is a file beside it, and stays."""
+    with files.explained("lock", path):
+        files.make_directory(path.parent)
+        handle = files.open_write(path.with_name(f"{path.name}.lock"), append=True)
+        with handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
 
 def entries_of(values: object, *, source: str) -> list[DeltaEntry]:

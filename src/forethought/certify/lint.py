@@ -62,7 +62,7 @@ def lint_module(module: nn.Module, *, initial: Mapping[str, Tensor] | None = Non
     `initial` holds the buffers as they were before the data were seen; without it every BatchNorm that uses running
     statistics is a finding, since nobody can tell whether they were learnt.
     """
-    return [*_modes(module), *_buffers(module, initial), *_parameters(module)]
+    return [*_modes(module), *_buffers(module, initial), *_constants(module), *_parameters(module)]
 
 
 def lint_behaviour(module: nn.Module, inputs: Tensor, *, seed: int = 0) -> list[Finding]:
@@ -118,9 +118,9 @@ def lint_data(
             Finding(
                 "grouped-examples",
                 "error",
-                f"{len(rows)} examples come from {len(set(groups))} groups, and examples of one group are "
-                f"not independent;"
-                " keep one example of each group, so that n is the number of groups",
+                f"{len(rows)} examples come from {len(set(groups))} groups, and examples of one group are not "
+                "independent; give the groups with the data, (inputs, labels, groups), for a certificate in which n is "
+                "the number of groups, or keep one example of each",
             )
         )
     if normaliser == "none" and _looks_standardised(rows):
@@ -233,6 +233,30 @@ def _buffers(module: nn.Module, initial: Mapping[str, Tensor] | None) -> list[Fi
     ]
 
 
+def _constants(module: nn.Module) -> list[Finding]:
+    """Numbers of a module that are neither parameters nor in its state: no message codes them, no hash covers them."""
+    persistent = set(module.state_dict())
+    found = [name for name, each in module.named_buffers() if name not in persistent and each.is_floating_point()]
+    for name, part in _all_modules(module):
+        prefix = f"{name}." if name else ""
+        found += [
+            f"{prefix}{key}"
+            for key, value in vars(part).items()
+            if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter))
+        ]
+    if not found:
+        return []
+    return [
+        Finding(
+            "uncoded-constants",
+            "warning",
+            f"{', '.join(found)} are part of the module's code and of no message: they must have been fixed before the "
+            "data, and whoever verifies needs the same; make them persistent buffers to have them coded",
+            tuple(found),
+        )
+    ]
+
+
 def _fresh(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     mean, variance = norm.running_mean, norm.running_var
     return mean is not None and variance is not None and bool((mean == 0).all()) and bool((variance == 1).all())
@@ -295,8 +319,9 @@ def _duplicates(rows: NDArray[np.generic]) -> list[Finding]:
         Finding(
             "duplicate-examples",
             "warning",
-            f"{copies} of {len(rows)} inputs repeat another bit for bit; count originals once if they are copies "
-            "(augmentation, re-uploads), leave them if the source truly repeats itself",
+            f"{copies} of {len(rows)} inputs repeat another bit for bit; if they are copies (augmented, sent twice), "
+            "certify (inputs, labels, groups_of_copies(inputs)), which counts originals once; leave them if the source "
+            "truly repeats itself",
         )
     ]
 

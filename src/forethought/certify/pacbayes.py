@@ -1,16 +1,18 @@
 """PAC-Bayes training: a stochastic network whose training objective is a bound, and the certificate of the result.
 
 Objectives (Perez-Ortiz et al. 2021): `fquad`, `flambda` and `fclassic`, on cross-entropy that is cut at ln(1 / p_min)
-and divided by it, so that it lies in [0, 1]. They only steer; the certificate comes from 0-1 errors of fresh draws.
+and divided by it, so that it lies in [0, 1]. They only steer; the certificate comes from 0-1 errors of fresh draws, and
+its file holds the posterior, so that anybody draws the same networks again.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,26 +20,37 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forethought.certify.bounds import monte_carlo_pac_bayes
+from forethought.certify.certificate import Certificate, StochasticDocument
+from forethought.certify.certificate import Examples as ExampleData
+from forethought.certify.certificate.claims import DrawsClaim
+from forethought.certify.certificate.drawn import derive_stochastic, module_of
 from forethought.certify.compress.phases import Examples
-from forethought.certify.lint import Finding, lint_behaviour, lint_data, lint_module, refuse
+from forethought.certify.decoder.posterior import Posterior, drawn_mistakes, posterior_bytes
+from forethought.certify.decoder.priors import GaussianPrior, NetworkRecipe
 from forethought.certify.stochastic import GaussianNetwork
-from forethought.core.config import config, digest
+from forethought.certify.training import CertifiedModel
+from forethought.certify.uncoded import common_claims, drawn_share, examples_of, holdout_of, lint_plain, with_weights
+from forethought.core.config import config
+from forethought.core.errors import ConfigError
 from forethought.core.progress import track
 from forethought.core.rng import derive_seed, torch_generator
 from forethought.core.run import Run
-from forethought.data.images import LabelledImages
 from forethought.train import LoopConfig, Optimisers, Parallel, train
 
-_LOG_2 = math.log(2.0)
+DRAWS_SHARE = 0.2
+"""The part of delta that pays for the draws."""
 
 
 @config
 class StochasticConfig:
-    """What a stochastic certificate depends on; prior_deviation and seed belong to the prior and are fixed here."""
+    """What a stochastic certificate depends on; network, prior deviations and seed are the prior, and fixed here."""
 
+    network: NetworkRecipe = Field(default_factory=NetworkRecipe)
+    """A network of the decoder's table, or "given" for a module of one's own."""
     objective: Literal["fquad", "flambda", "fclassic"] = "fquad"
     prior_deviation: float = Field(default=0.3, gt=0.0)
+    prior_deviations: tuple[float, ...] = ()
+    """All prior deviations that were on the table, with the one above among them: the choice is paid. Empty: one."""
     seed: int = Field(default=0, ge=0)
     steps: int = Field(default=3000, ge=1)
     batch_size: int = Field(default=100, ge=1)
@@ -49,87 +62,73 @@ class StochasticConfig:
     """p_min: smaller probabilities count as this one."""
     num_draws: int = Field(default=1000, ge=1)
     """Networks drawn for the certificate, each scored on all examples."""
+    precision: Literal["float32", "float64"] = "float64"
+    """In which the drawn networks are scored; in float32 another processor may count a close decision differently."""
     delta: float = Field(default=0.05, gt=0.0, lt=1.0)
     """For sample and draws together; a fifth pays for the draws."""
+    total_delta: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """For all certificates on these data together; None: that of this one."""
+    declared: str | None = None
+    """SHA-256 of the prior as it was written down before the data were read."""
     checkpoint_every: int = Field(default=1000, ge=0)
 
-
-@dataclass(frozen=True)
-class StochasticCertificate:
-    """A bound on the mean error of networks drawn afresh from Q for every prediction."""
-
-    objective: str
-    n: int
-    delta: float
-    num_draws: int
-    divergence_bits: float
-    train_risk: float
-    bound: float
-    trivial: float
-    test_risk: float | None
-    findings: tuple[Finding, ...]
-
     @property
-    def vacuous(self) -> bool:
-        """Whether the bound says no more than the trivial predictor's error."""
-        return self.bound >= self.trivial
+    def prior(self) -> GaussianPrior:
+        """The prior that a certificate of these settings declares."""
+        grid = self.prior_deviations or (self.prior_deviation,)
+        return GaussianPrior(network=self.network, deviations=grid, seed=self.seed, precision=self.precision)
 
-    @property
-    def statement(self) -> str:
-        """What is guaranteed, in words."""
-        state = " (vacuous)" if self.vacuous else ""
-        return (
-            f"With probability {1.0 - self.delta:.6g} over the draw of {self.n} examples and of "
-            f"{self.num_draws} networks, "
-            f"a network drawn afresh from the posterior errs on fresh examples of the same law with "
-            f"probability at most "
-            f"{self.bound:.4%}{state}. Nothing is said of the mean network or of any single draw."
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all figures as JSON values."""
-        return {**asdict(self), "vacuous": self.vacuous, "statement": self.statement}
+    def __post_init__(self) -> None:
+        if self.prior_deviations and self.prior_deviation not in self.prior_deviations:
+            raise ConfigError(f"prior_deviation {self.prior_deviation} is not in its grid {self.prior_deviations}")
 
 
 def certify_stochastic(
-    module: nn.Module,
-    data: LabelledImages,
+    module: nn.Module | None,
+    data: object,
     settings: StochasticConfig,
     directory: Path | str,
     *,
-    test: LabelledImages | None = None,
+    test: object | None = None,
+    ledger: Path | str | None = None,
     show: bool = True,
-) -> StochasticCertificate:
+) -> CertifiedModel:
     """Learn a Gaussian posterior over the weights by minimising a bound, in a resumable run, and certify it.
+
+    `data` and `test` are (inputs, labels). `module` goes with the network "given": its code is used, its weights are
+    not. The certificate's file is the posterior; the hold-out scores every example by a network of its own.
 
     Raises:
         AssumptionError: an assumption fails; the findings are named.
+        InputError: the data, the module or the ledger are refused.
         InterruptedRunError: interrupted and saved.
     """
-    refuse(lint_module(module))
-    findings = [
-        *lint_module(module),
-        *lint_behaviour(module, torch.from_numpy(data.inputs)),
-        *lint_data(data.inputs, data.labels, data.num_classes),
-    ]
-    refuse(findings)
-    network = GaussianNetwork(module, prior_deviation=settings.prior_deviation, seed=settings.seed)
-    _train(network, data, settings, Path(directory), show)
-    inputs, labels = torch.from_numpy(data.inputs), torch.from_numpy(data.labels)
-    draws = settings.num_draws
-    seed = derive_seed(settings.seed, "certify.evaluation")
-    risk = network.mean_error(inputs, labels, num_draws=draws, seed=seed)
-    # A few units in the last place cover the rounding of a sum of D terms in float64.
-    bits = float(network.divergence().detach()) * (1.0 + 1e-9) / _LOG_2
-    test_risk = None
+    started = time.perf_counter()
+    given, prior = examples_of(data), settings.prior
+    findings = lint_plain(module, given, declared=settings.declared, prior_sha256=prior.sha256)
+    code, slots = module_of(settings.network, copy.deepcopy(module))
+    network = GaussianNetwork(code, prior_deviation=settings.prior_deviation, seed=settings.seed)
+    _train(network, given, settings, Path(directory), show)
+    posterior = Posterior(_numbers(network.mean), _numbers(network.deviation))
+    message, draws = posterior_bytes(posterior), DrawsClaim(count=settings.num_draws, share=DRAWS_SHARE)
+    chosen = {"deviations": prior.deviations.index(settings.prior_deviation)}
+    delta = drawn_share(given, prior, "stochastic", settings, directory, ledger)
+    found = derive_stochastic(prior, chosen, message, given, delta.delta, draws, module=copy.deepcopy(module))
+    holdout = None
     if test is not None:
-        test_inputs, test_labels = torch.from_numpy(test.inputs), torch.from_numpy(test.labels)
-        test_risk = network.mean_error(test_inputs, test_labels, num_draws=min(draws, 100), seed=seed)
-    bound = monte_carlo_pac_bayes(risk, draws, len(data), bits, settings.delta)
-    trivial = 1.0 - 1.0 / data.num_classes
-    return StochasticCertificate(
-        settings.objective, len(data), settings.delta, draws, bits, risk, bound, trivial, test_risk, tuple(findings)
-    )
+        held, seed = examples_of(test), derive_seed(settings.seed, "certify.holdout")
+        pair = (held.inputs, held.labels)
+        errors = drawn_mistakes(found.module, slots, posterior, pair, num_draws=held.size, seed=seed, apart=True)
+        holdout = holdout_of(errors, held.size, settings.delta)
+    claims = common_claims(prior, given, message, found, findings, holdout)
+    document = StochasticDocument(**claims, chosen=chosen, delta=delta, draws=draws)
+    seconds, extra = time.perf_counter() - started, {"objective": settings.objective}
+    certificate = Certificate(document, message)
+    return CertifiedModel(certificate, with_weights(found), tuple(findings), (), holdout, seconds, extra)
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().numpy().astype(np.float64)
 
 
 def _fquad(risk: Tensor, complexity: Tensor, weight: Tensor) -> Tensor:
@@ -163,10 +162,12 @@ class _Learner(nn.Module):
 
 
 def _train(
-    network: GaussianNetwork, data: LabelledImages, settings: StochasticConfig, directory: Path, show: bool
+    network: GaussianNetwork, data: ExampleData, settings: StochasticConfig, directory: Path, show: bool
 ) -> None:
-    learner, n = _Learner(network), len(data)
-    examples = Examples(data.inputs, data.labels, settings.batch_size, settings.seed)
+    learner, n = _Learner(network), data.size
+    examples = Examples(
+        data.inputs.astype(np.float32), data.labels.astype(np.int64), settings.batch_size, settings.seed
+    )
     objective = OBJECTIVES[settings.objective]
     ceiling = math.log(1.0 / settings.least_probability)
     fixed = math.log(2.0 * math.sqrt(n) / settings.delta)
@@ -192,7 +193,7 @@ def _train(
     names = {id(parameter): name for name, parameter in learner.named_parameters()}
     loop = LoopConfig(steps=settings.steps, clip_norm=None, log_every=20, checkpoint_every=settings.checkpoint_every)
     with Run.open(
-        directory, config=_Described(settings, _digest(data)), recipe="certify.stochastic", exists="resume"
+        directory, config=_Described(settings, data.sha256), recipe="certify.stochastic", exists="resume"
     ) as run:
         records = train(
             learner,
@@ -217,9 +218,3 @@ def _train(
 class _Described:
     settings: StochasticConfig
     data_sha256: str
-
-
-def _digest(data: LabelledImages) -> str:
-    return digest(
-        {"n": len(data), "inputs": float(np.sum(data.inputs, dtype=np.float64)), "labels": data.labels.tolist()}
-    )

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from forethought.certify.decoder.base import draw, slots_of
 from forethought.core.errors import InputError
-from forethought.core.rng import torch_generator
 
 
 class GaussianNetwork(nn.Module):
@@ -61,17 +60,3 @@ class GaussianNetwork(nn.Module):
         pieces = torch.split(flat, [slot.size for slot in self.slots])
         weights = {slot.name: piece.view(slot.shape) for slot, piece in zip(self.slots, pieces, strict=True)}
         return functional_call(self._code[0], weights, (inputs,))
-
-    @torch.no_grad()
-    def mean_error(self, inputs: Tensor, labels: Tensor, *, num_draws: int, seed: int) -> float:
-        """Return the mean error rate of num_draws networks drawn from Q, each scored on every example.
-
-        A tie or a NaN is an error. The divisor is the number of examples scored, not of batches.
-        """
-        wrong = 0
-        for index in range(num_draws):
-            scores = self(inputs, torch_generator(seed, "certify.draws", 0, index))
-            own = scores.gather(1, labels[:, None])
-            others = scores.scatter(1, labels[:, None], -math.inf)
-            wrong += len(labels) - int((own > others).all(1).sum())
-        return wrong / (num_draws * len(labels))

@@ -98,6 +98,7 @@ def certify_tokens(
             purpose=spec.purpose,
             module=copy.deepcopy(own),
             base=base,
+            derived=best.derived,
             assumptions=[f"{finding.name}: {finding.message}" for finding in findings],
             reported={name: value for name, value in extra.items() if value is not None},
         )

@@ -173,6 +173,7 @@ def certify(
             purpose=spec.purpose,
             module=copy.deepcopy(own),
             base=base,
+            derived=best.derived,
             assumptions=[f"{finding.name}: {finding.message}" for finding in findings],
             reported=reported,
         )
@@ -229,6 +230,8 @@ def hold_out(derived: Derived, test: object | None, delta: float) -> HoldOut | N
     given = as_data(test)
     if not isinstance(given, ExampleData):
         raise InputError("test data for a classifier are (inputs, labels)")
+    if given.groups is not None:
+        raise InputError("a hold-out counts independent examples; give one test example of each group, without groups")
     errors = count_errors(derived.network, given.inputs, given.labels)
     bound = certify_holdout(errors, given.size, delta)
     return HoldOut(errors, given.size, errors / given.size, bound, clopper_pearson(errors, given.size))

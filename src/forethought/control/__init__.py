@@ -1,6 +1,7 @@
 """D-MPC: control by diffusion models of actions and dynamics that takes a new reward or a changed body at run time.
 
-Reading order: situation.py, body.py, models/, objectives/, planning/, agent.py, training/, running/, adaptation/.
+Reading order: situation.py, body.py, models/, objectives/, planning/, agent.py, training/, running/, adaptation/,
+ahead.py.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from forethought.control.adaptation import AdaptationReport, AdaptConfig, Monitor, adapt
 from forethought.control.agent import Agent, AgentConfig, Decision
 from forethought.control.agent_store import load_agent
+from forethought.control.ahead import AheadAgent, Tube
 from forethought.control.body import Body, body_of
 from forethought.control.distilling import distil, export_onnx
 from forethought.control.models import ControlModel, ModelConfig, fingerprint, load_model, save_model
@@ -23,6 +25,7 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "AgentTraining",
+    "AheadAgent",
     "Body",
     "Constraint",
     "ControlModel",
@@ -36,6 +39,7 @@ __all__ = [
     "PartConfig",
     "SSRConfig",
     "SSRPlanner",
+    "Tube",
     "adapt",
     "body_of",
     "collect",

@@ -22,7 +22,9 @@ from pydantic import Field
 from torch import Tensor
 
 from forethought.control.body import Body
+from forethought.control.border import observed, planned
 from forethought.control.fitting import (
+    at_precision,
     check_parts,
     check_spaces,
     default_objective,
@@ -43,6 +45,8 @@ from forethought.plan import Plan, Planner, Problem
 
 _LOG = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
+# The largest residual that is told, in standard deviations.
+_MOST = 1e6
 
 
 @config
@@ -57,6 +61,9 @@ class AgentConfig:
     coast: int = Field(default=4, ge=0)
     """Steps that the rest of the last plan may be followed when no new one can be made, before the rest action."""
     seed: int = Field(default=0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of proposal and dynamics while planning; bfloat16 is faster where the processor has it. The value stays fp32: its
+    small differences decide (Hopper: what a pick loses falls from 0.029 to 0.010 standard deviations of scores)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,8 @@ class Agent:
         num_robots: int = 1,
     ) -> None:
         self.settings = settings or AgentConfig()
-        self.proposal, self.dynamics, self.value = proposal, dynamics, value
+        self.proposal, self.dynamics = (at_precision(part, self.settings.precision) for part in (proposal, dynamics))
+        self.value = value
         self.body = shared_body(body, proposal, dynamics)
         self.horizon = shared_horizon(proposal, dynamics, value)
         check_parts(self.body, (proposal, dynamics, value))
@@ -112,7 +120,7 @@ class Agent:
             raise ConfigError(f"execute {self.settings.execute} exceeds the horizon {self.horizon}; lower it")
         self.rest_A = rest_action_of(self.body, rest_action)
         self.constraints, self.ended, self.num_robots = tuple(constraints), ended, num_robots
-        self._planner = SSRPlanner(proposal, self.settings.planner, refine=refine)
+        self._planner = SSRPlanner(self.proposal, self.settings.planner, refine=refine)
         self._single = num_robots == 1
         self.set_objective(objective if objective is not None else default_objective(value))
         self.reset()
@@ -168,7 +176,7 @@ class Agent:
                 f"the new dynamics want a history of {longest_history((found,))} steps, this agent keeps "
                 f"{self._history_length}; build a new agent with them"
             )
-        self.dynamics = found
+        self.dynamics = at_precision(found, self.settings.precision)
         self.flush()
 
     def fingerprints(self) -> dict[str, str]:
@@ -280,25 +288,9 @@ class Agent:
     # ------------------------------------------------------------------ how
 
     def _observed(self, observation: ArrayLike, faults: list[str]) -> tuple[Floats, NDArray[np.bool_]]:
-        wanted = (self.num_robots, self.body.obs_dim)
-        problem = ""
-        try:
-            given = np.asarray(observation, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            given, problem = np.zeros(0, np.float32), f" ({error})"
-        if given.shape != wanted and not (self._single and given.shape == wanted[1:]):
-            message = f"the observation has the shape {given.shape}{problem}; this body's has {wanted[1:]}" + (
-                "" if self._single else f", for {self.num_robots} robots {wanted}"
-            )
-            self._fault(InputError(message), faults)
-            return np.zeros(wanted, np.float32), np.zeros(self.num_robots, bool)
-        obs_BO = given.reshape(wanted)
-        seen_B: NDArray[np.bool_] = np.all(np.isfinite(obs_BO), axis=1)
-        for robot in np.flatnonzero(~seen_B):
-            odd = np.flatnonzero(~np.isfinite(obs_BO[robot])).tolist()
-            self._fault(
-                InputError(f"the observation of robot {robot} is not finite at {odd[:8]}; check its sensors"), faults
-            )
+        obs_BO, seen_B, errors = observed(observation, (self.num_robots, self.body.obs_dim))
+        for error in errors:
+            self._fault(error, faults)
         return obs_BO, seen_B
 
     def _look(self, obs_BO: Floats, seen_B: NDArray[np.bool_]) -> Floats:
@@ -314,17 +306,17 @@ class Agent:
                 self._begun[robot] = True
                 continue
             if expected is not None:
-                error = (obs_BO[robot] - expected) / self.body.observation.scale
-                residual_B[robot] = float(np.sqrt(np.mean(np.square(error))))
+                # In double precision: a reading far out of range must give a large number, not an overflow.
+                error = (obs_BO[robot].astype(np.float64) - expected) / self.body.observation.scale
+                residual_B[robot] = min(float(np.sqrt(np.mean(np.square(error)))), _MOST)
             last = self._last[robot]
             self._history.step(robot, self.rest_A if last is None else last, obs_BO[robot])
         return residual_B
 
     def _try_plan(self, robots: list[int], faults: list[str]) -> Plan | None:
-        try:
-            plan = self._plan(robots)
-        except InputError as error:
-            self._fault(error, faults)
+        plan = planned(lambda: self._plan(robots))
+        if isinstance(plan, InputError):
+            self._fault(plan, faults)
             return None
         usable_B = plan.cost_B.isfinite() & plan.actions_BHA.isfinite().flatten(1).all(1)
         for place, robot in enumerate(robots):
@@ -336,20 +328,23 @@ class Agent:
                 )
         return plan
 
-    def _plan(self, robots: list[int]) -> Plan:
-        start = self._history.situation(robots)
+    def problem(self, start: Situation) -> Problem:
+        """Return the question that a plan answers, for robots that stand in a situation."""
         low, high = self.body.bounds()
-        problem = Problem(
+        return Problem(
             dynamics=self.dynamics,
             objective=self._judge,
             start=start,
             horizon=self.horizon,
             action_dim=self.body.act_dim,
-            num_environments=len(robots),
+            num_environments=len(start.obs_BO),
             low=low,
             high=high,
             step=int(start.time_B[0]),
         )
+
+    def _plan(self, robots: list[int]) -> Plan:
+        problem = self.problem(self._history.situation(robots))
         generator = torch_generator(self.settings.seed, "control.plan", self.num_plans)
         self.num_plans += 1
         plan = self._planner(problem, generator, warm_BHA=self._warm(robots))

@@ -6,7 +6,7 @@ Legend: O numbers an observation, A numbers an action.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from forethought.core.errors import ArtefactError, ConfigError, DataError
 from forethought.data.episodes import Episodes, Normaliser, fit_normaliser
 
 Floats = NDArray[np.float32]
+FLOOR = 1e-2
+"""The least unit of a number, so that one that is constant in the data cannot be divided by nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Body:
     high_A: Floats
     observation: Normaliser
     action: Normaliser
+    _placed: dict[str, tuple[Tensor, Tensor]] = field(
+        default_factory=dict[str, tuple[Tensor, Tensor]], init=False, repr=False, compare=False
+    )
 
     @property
     def obs_dim(self) -> int:
@@ -43,9 +48,25 @@ class Body:
         """Numbers of an action."""
         return self.action.size
 
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """Return the lowest and the highest action, (A,) each."""
-        return torch.from_numpy(self.low_A), torch.from_numpy(self.high_A)
+    def bounds(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return the lowest and the highest action, (A,) each, on a device; they are copied there once."""
+        found = self._placed.get(str(device))
+        if found is None:
+            found = torch.from_numpy(self.low_A).to(device), torch.from_numpy(self.high_A).to(device)
+            self._placed[str(device)] = found
+        return found
+
+    @property
+    def constant(self) -> dict[str, list[int]]:
+        """The numbers of an observation and of an action that hardly moved in the data, by their places.
+
+        A constant observation says nothing until it moves, and is bounded then; a constant action is never proposed
+        otherwise, so the planner cannot use that actuator.
+        """
+        return {
+            name: np.flatnonzero(units.scale <= np.float32(FLOOR)).tolist()
+            for name, units in (("observations", self.observation), ("actions", self.action))
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -107,8 +128,8 @@ def body_of(episodes: Episodes, *, low: ArrayLike | None = None, high: ArrayLike
         env_id=episodes.env_id,
         low_A=low_A.astype(np.float32),
         high_A=high_A.astype(np.float32),
-        observation=fit_normaliser(observations),
-        action=fit_normaliser(actions),
+        observation=fit_normaliser(observations, floor=FLOOR),
+        action=fit_normaliser(actions, floor=FLOOR),
     )
 
 

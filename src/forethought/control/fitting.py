@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from forethought.control.body import Body
@@ -14,6 +15,11 @@ from forethought.control.objectives import Objective
 from forethought.core.errors import ConfigError
 
 Floats = NDArray[np.float32]
+
+
+def at_precision(part: Any, name: str) -> Any:
+    """Return a model that plans in a type by its name, sharing its parameters; what is no model stays as it is."""
+    return part.with_precision(getattr(torch, name)) if isinstance(part, ControlModel) else part
 
 
 def default_objective(value: ReturnValue | None) -> Objective:

@@ -183,7 +183,8 @@ def _reuse(out: Path, identity: str, exists: str) -> Corpus:
     corpus = open_corpus(out)
     if corpus.identity != identity:
         raise RunExistsError(
-            f"{out} holds a corpus made of other sources or with another config; choose another name or replace it"
+            f"{out} holds a corpus made of other sources or with another config ({corpus.identity[:16]}) than those "
+            f"given now ({identity[:16]}); restore them, choose another name, or replace it"
         )
     files.verify(out)
     return corpus

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -71,8 +72,9 @@ class Grid:
         return math.log(alpha / sigma)
 
 
+@lru_cache(maxsize=256)
 def make_grid(process: ProcessConfig, sampler: SamplerConfig, *, end: float = 0.0) -> Grid:
-    """Return the grid of a sampler; `end` is the time to stop at, 0 for the data.
+    """Return the grid of a sampler; `end` is the time to stop at, 0 for the data. Equal settings share one grid.
 
     Raises:
         ConfigError: more steps than the schedule has levels, a spacing that its time does not allow, or a bad end.

@@ -10,7 +10,8 @@ A step goes from level k to level j < k with the estimate x0 of the data and eps
     euler, heun   dx / dp, with p = u and eps - x0 for flow, p = atan2(sigma, alpha) and alpha eps - sigma x0 else
     consistency   x_j = alpha_j x0 + sigma_j z                                                    (arXiv 2303.01469)
 
-Shapes are fixed and no value is read back, so a CUDA graph or torch.compile can hold a whole call.
+Shapes are fixed, nothing is copied from the host and no value is read back, so a CUDA graph or torch.compile can hold a
+whole call.
 
 Legend: B batch, ... the axes of one sample, S steps.
 """
@@ -82,8 +83,7 @@ def sample(
         raise InputError(
             f"{sampler.name} adds noise at every step; give `between` of {(grid.steps, *noise.shape)}, not {given}"
         )
-    times = torch.tensor(grid.times, dtype=noise.dtype).to(noise.device)
-    state = _State(denoise, process, sampler, grid, times, inpaint, noise, bounds)
+    state = _State(denoise, process, sampler, grid, inpaint, noise, bounds)
     x, before = noise, None
     for index in range(grid.steps):
         x = state.held(x, index)
@@ -101,7 +101,6 @@ class _State:
     process: ProcessConfig
     sampler: SamplerConfig
     grid: Grid
-    times: Tensor
     inpaint: Inpaint | None
     noise: Tensor
     bounds: Bounds | None
@@ -115,7 +114,8 @@ class _State:
         return torch.where(held.mask, self.grid.alphas[index] * held.values + self.grid.sigmas[index] * self.noise, x)
 
     def estimate(self, x: Tensor, index: int) -> Tensor:
-        output = self.denoise(x, self.times[index : index + 1])
+        # Filled where x lives: a copy from the host could not be captured.
+        output = self.denoise(x, x.new_full((1,), self.grid.times[index]))
         x0 = to_x0(self.process.prediction, output, x, self.grid.alphas[index], self.grid.sigmas[index])
         if self.bounds is not None:
             x0 = torch.clamp(x0, *self.bounds)

@@ -19,6 +19,8 @@ IDENTIFIERS = {
     "push-t": "forethought/PushT-v0",
     "reacher": "forethought/Reacher-v0",
 }
+DOUBLE_INTEGRATOR = "forethought/DoubleIntegrator-v0"
+"""No system of pictures: vectors alone, with exact answers (see double_integrator.py)."""
 
 
 def make_system(name: str, **arguments: Any) -> System:
@@ -45,6 +47,9 @@ def make_vector_env(name: str, system: dict[str, Any] | None = None, **arguments
 
 def register() -> None:
     """Register every built-in environment with Gymnasium, once."""
+    if DOUBLE_INTEGRATOR not in gymnasium.registry:
+        place = "forethought.envs.double_integrator:DoubleIntegrator"
+        gymnasium.register(DOUBLE_INTEGRATOR, entry_point=place, max_episode_steps=80)
     for name, identifier in IDENTIFIERS.items():
         if identifier not in gymnasium.registry:
             gymnasium.register(

@@ -33,13 +33,14 @@ def save_language_model(
     max_shard_bytes: int | None = None,
     dtype: torch.dtype | str | None = None,
     extra_facts: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Publish a model as a Hugging Face directory, whole or not at all.
 
     `tokenizer` is a Tokenizer, a tokenizer.json or a directory that holds one; its special tokens, first those named in
     a tokenizer_config.json beside it, give the ids that begin and end a text. Weights go into one file, or into shards
     of at most `max_shard_bytes` each (a larger tensor gets a shard of its own). `dtype` None keeps the model's.
-    `extra_facts` are JSON values for artefact.json.
+    `extra_facts` are JSON values for artefact.json, `extra_files` are published with the model, such as its card.
 
     Raises:
         RunExistsError: the directory exists and replace is False.
@@ -58,7 +59,7 @@ def save_language_model(
     with files.staged(directory, replace=replace) as staging:
         files.write_bytes(staging / CONFIG, files.dump_json(dict(sorted(config.items()))))
         files.write_bytes(staging / "generation_config.json", files.dump_json({**ids, "use_cache": True}))
-        for file_name, data in pieces.files.items():
+        for file_name, data in {**pieces.files, **(extra_files or {})}.items():
             files.write_bytes(staging / file_name, data)
         for file_name, names in shards.items():
             write_tensors(staging / file_name, {key: tensors[key] for key in names}, dtype=stored)

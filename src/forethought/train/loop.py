@@ -220,7 +220,7 @@ class _Session:
         if odd:
             raise TrainingError(
                 f"{odd[0].replace('_', ' ')} is {metrics[odd[0]]} at step {self.step}; lower the learning rate, or "
-                f"clip harder, and resume from the last checkpoint in {self.run.checkpoints.directory}"
+                f"clip harder, in a new run; the last good checkpoints are kept in {self.run.checkpoints.directory}"
             )
 
     def check_weights(self) -> None:

@@ -85,6 +85,18 @@ class Windows:
         return WorldBatch(frames, self._model.normalise_blocks(actions), step, self._seed)
 
 
+def encode_rows(model: WorldModel, episodes: Episodes, rows: Array | None = None, *, batch: int = 512) -> Tensor:
+    """Return latents (N, D) of the frames of episodes, all or those of the given rows, read a batch at a time.
+
+    Raises:
+        InputError: the model is in training mode.
+    """
+    frames = episodes.array("frames")
+    chosen = np.arange(len(frames)) if rows is None else np.asarray(rows)
+    parts = [frames[chosen[at : at + batch]] for at in range(0, len(chosen), batch)]
+    return torch.cat([model.encode_all(torch.from_numpy(np.array(part))) for part in parts])
+
+
 def window_of(config: WorldConfig) -> WindowConfig:
     """Return the window that a model trains on: history + 1 frames, a skip apart, all of one episode."""
     horizon = config.frame_skip * config.history
@@ -142,6 +154,22 @@ def set_statistics(model: WorldModel, statistics: ActionStatistics) -> None:
     """Give a model the statistics of its data's actions."""
     names = ("mean", "std", "low", "high")
     model.set_action_statistics(*(torch.from_numpy(getattr(statistics, name)).float() for name in names))
+
+
+def without_frames(episodes: Episodes) -> Episodes:
+    """Return the episodes with a zero for every frame: enough to see how they split and which windows they hold."""
+    rows = np.zeros((episodes.num_steps, 1), np.float32)
+    return Episodes(
+        {"frames": rows, "actions": rows, "observations": rows},
+        starts=episodes.starts,
+        lengths=episodes.lengths,
+        terminated=episodes.terminated,
+        truncated=episodes.truncated,
+        finals={"frames": rows[: episodes.num_episodes], "observations": rows[: episodes.num_episodes]}
+        if "frames" in episodes.finals
+        else {},
+        source=episodes.source,
+    )
 
 
 def _view(episodes: Episodes) -> Episodes:

@@ -60,6 +60,16 @@ class Decoder(nn.Module):
         return torch.sigmoid(self.paint(x))[:, :, :size, :size]
 
     @torch.no_grad()
+    def begin_at(self, frames_NHWC: np.ndarray) -> None:
+        """Let an untrained decoder paint the mean colour of frames.
+
+        From grey, a small thing on a dark ground is never found: the sigmoid saturates on the way to the ground.
+        """
+        if self.paint.bias is not None:
+            mean = torch.from_numpy(np.asarray(frames_NHWC).mean(axis=(0, 1, 2)) / 255).float()
+            self.paint.bias.copy_(torch.logit(mean, eps=1e-3))
+
+    @torch.no_grad()
     def pictures(self, z_ND: Tensor) -> np.ndarray:
         """Return frames uint8 (N, H, W, 3)."""
         painted = self(z_ND.float()).mul(255).round().clamp(0, 255).byte()
@@ -75,6 +85,7 @@ def fit_decoder(model: WorldModel, episodes: Episodes, settings: DecoderConfig |
     chosen = settings or DecoderConfig()
     frames = episodes.array("frames")
     decoder = Decoder(model.config.latent_size, model.config.image_size, chosen.width, seed=chosen.seed)
+    decoder.begin_at(frames[:: max(1, len(frames) // 256)])
     decoder.to(model.action_mean.device)
     optimiser = torch.optim.AdamW(decoder.parameters(), lr=chosen.lr)
     recent = 0.0

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_ALONE: ContextVar[bool] = ContextVar("forethought.world.alone", default=False)
+
+
+@contextmanager
+def alone() -> Generator[None, None, None]:
+    """Take statistics over this process only, as where every rank looks at the same windows (an evaluation)."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
 
 def group_size() -> int:
     """Return the number of processes over which statistics of a batch are taken."""
+    if _ALONE.get():
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

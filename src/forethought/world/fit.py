@@ -15,18 +15,28 @@ from forethought.core import files
 from forethought.core.errors import ConfigError, DataError, InputError, TrainingError
 from forethought.core.progress import track
 from forethought.core.run import Exists, Run
-from forethought.data import Episodes, split_by_episode
+from forethought.data import Episodes, WindowCutter, split_by_episode
 from forethought.train import Parallel, build_optimisers, open_parallel, open_run, train
 from forethought.train.state import gather, module_tensors, restore_module
 from forethought.world.artefact import save_world_model
 from forethought.world.config import WorldFitConfig
-from forethought.world.data import Windows, action_statistics, check_frames, set_statistics
+from forethought.world.data import (
+    Windows,
+    action_statistics,
+    check_frames,
+    set_statistics,
+    window_of,
+    without_frames,
+)
+from forethought.world.distributed import alone
 from forethought.world.layers import recalibrate
 from forethought.world.model import WorldModel
 from forethought.world.monitors import collapse_reason, latent_figures, predict_windows
 from forethought.world.objective import prediction_loss, world_loss
 
 INPUTS = "inputs.json"
+COLLAPSE = "world.collapse"
+"""The kind of the result of a run that the alarm stopped."""
 
 
 def fit_world(
@@ -42,7 +52,8 @@ def fit_world(
 ) -> dict[str, Any]:
     """Train on episodes with `frames` and `actions`, evaluate on held-out ones, export; return what result.json holds.
 
-    Image size and action width are the data's. A finished run that is resumed returns its result at once.
+    Image size and action width are the data's. A finished run that is resumed returns its result at once. A run that
+    the alarm stopped keeps the reason and the last figures as its result, and fails with the same reason again.
 
     Raises:
         InputError: the episodes, the config or the directory cannot be used.
@@ -51,6 +62,11 @@ def fit_world(
     """
     out = Path(out)
     settings = fitted_to(settings, episodes)
+    # Bad data must cost nothing: they are found before a directory is made, or emptied to be replaced.
+    check_frames(episodes, settings.model)
+    action_statistics(episodes)
+    for part in split_episodes(without_frames(episodes), settings).values():
+        WindowCutter(part, window_of(settings.model))
     with open_parallel(settings.parallel, settings.device) as parallel:
         run = open_run(
             parallel,
@@ -64,6 +80,8 @@ def fit_world(
         with run:
             finished = run.result()
             if finished is not None:
+                if finished["kind"] == COLLAPSE:
+                    raise TrainingError(finished["message"])
                 return finished
             try:
                 work = _Fit(settings, episodes, run, parallel)
@@ -82,7 +100,7 @@ def fitted_to(settings: WorldFitConfig, episodes: Episodes) -> WorldFitConfig:
         DataError: the episodes hold no square frames or no actions.
     """
     frames, actions = episodes.array("frames"), episodes.array("actions")
-    if frames.ndim != 4 or frames.shape[1] != frames.shape[2] or actions.ndim != 2:
+    if frames.ndim != 4 or frames.shape[1] != frames.shape[2] or actions.ndim != 2 or not actions.shape[1]:
         raise DataError(
             f"{episodes.source}: frames are {frames.shape[1:]} and actions {actions.shape[1:]} a step; a world model "
             "reads square frames (S, S, 3) and actions (A,)"
@@ -153,9 +171,17 @@ class _Fit:
                 if record.evaluation is not None:
                     collapsed = collapse_reason(self._evaluations(record), settings.alarm)
                     if collapsed and settings.alarm.action == "stop":
-                        raise TrainingError(_stopped(collapsed, settings, self.run))
+                        raise TrainingError(self._stop(collapsed, record.step, record.evaluation))
         seconds = time.perf_counter() - began
         return self._conclude(recipe, collapsed, steps * settings.batch_size * settings.model.num_frames / seconds)
+
+    def _stop(self, reason: str, step: int, evaluation: Mapping[str, float]) -> str:
+        message = _stopped(reason, self.settings, self.run)
+        if self.parallel.is_main:
+            facts = {"regulariser": self.settings.regulariser.name, "lambda": self.settings.resolved_weight}
+            result = {"kind": COLLAPSE, "collapsed": reason, "message": message, "step": step, **facts, **evaluation}
+            self.run.write_result(result)
+        return message
 
     def _evaluations(self, record: Any) -> list[Mapping[str, Any]]:
         # Other ranks keep no records; so that all decide alike, the newest evaluation then decides alone.
@@ -163,6 +189,8 @@ class _Fit:
             return [{"step": record.step, **record.evaluation}] * self.settings.alarm.patience
         return list(self.run.metrics("evaluation"))
 
+    # Every rank looks at the same windows; summed over ranks, SIGReg's N would count each of them twice.
+    @alone()
     def _evaluate(self, _model: nn.Module) -> Mapping[str, float]:
         module, check = self.module, self.calibration[:2]
         batch_mode: list[Tensor] = []
@@ -189,7 +217,8 @@ class _Fit:
             self.module.eval()
             self._evaluate(self.module)
         self.module.eval()
-        figures = latent_figures(*predict_windows(self.module, self.held_out))
+        with alone():
+            figures = latent_figures(*predict_windows(self.module, self.held_out))
         result: dict[str, Any] = {
             "kind": "world.fit",
             "recipe": recipe,

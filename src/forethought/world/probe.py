@@ -24,6 +24,7 @@ from forethought.core.errors import DataError
 from forethought.core.rng import generator
 from forethought.data import Episodes, split_by_episode
 from forethought.nn import Linear, initialise
+from forethought.world.data import encode_rows
 from forethought.world.model import WorldModel
 
 Array = NDArray[Any]
@@ -89,7 +90,7 @@ def _parts(
     parts: dict[str, dict[str, Floats]] = {}
     for name, part in split_by_episode(joined, seed=settings.seed, fractions=FRACTIONS).items():
         rows = np.arange(0, part.num_steps, stride)
-        latents = model.encode_all(torch.from_numpy(np.ascontiguousarray(part.array("frames")[rows])))
+        latents = encode_rows(model, part, rows)
         parts[name] = {"latents": latents.double().cpu().numpy()}
         parts[name] |= {each: part.array(f"quantity_{each}")[rows] for each in quantities}
     return parts

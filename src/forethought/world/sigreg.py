@@ -156,13 +156,15 @@ def _clenshaw(angles_TNC: Tensor, on_cosine_KTC: Tensor, on_sine_KTC: Tensor) ->
     twice = cosine * 2
     values: list[tuple[Tensor, Tensor]] = []
     for weights_KTC in (on_cosine_KTC, on_sine_KTC):
-        # b_k = w_k + 2 cos a b_(k+1) - b_(k+2), down to b_1, with b_2 beside it.
+        # b_k = w_k + 2 cos a b_(k+1) - b_(k+2), down to b_1, with b_2 beside it. As above the buffers hold them up to a
+        # sign: the oldest becomes the newest with the other sign, in one multiply-add and one sum.
         after, current = torch.zeros_like(angles_TNC), torch.zeros_like(angles_TNC)
+        old_sign, new_sign = 1.0, 1.0
         for k in range(len(weights_KTC) - 1, 0, -1):
-            torch.addcmul(after.neg_(), current, twice, out=after)
-            after += weights_KTC[k][:, None]
-            after, current = current, after
-        values.append((current, after))
+            after.addcmul_(current, twice, value=-old_sign * new_sign)
+            after.add_(weights_KTC[k][:, None], alpha=-old_sign)
+            after, current, old_sign, new_sign = current, after, new_sign, -old_sign
+        values.append((current.mul_(new_sign), after.mul_(old_sign)))
     (first, second), (sine_first, _) = values
     first.mul_(cosine).sub_(second).add_(on_cosine_KTC[0][:, None])
     return first.addcmul_(sine_first, sine)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from forethought.certify.certificate.data import Examples, Tokens, as_data, load_data
+from forethought.certify.certificate.claims import DataClaim, DeltaClaim, TokenResult, ZeroOneResult
+from forethought.certify.certificate.data import Examples, Tokens, as_data, groups_of_copies, load_data
 from forethought.certify.certificate.derive import Derived, derive
 from forethought.certify.certificate.document import (
     Certificate,
-    DataClaim,
-    DeltaClaim,
     Document,
-    TokenResult,
-    ZeroOneResult,
+    RequentialDocument,
+    StochasticDocument,
     read_certificate,
 )
 from forethought.certify.certificate.issue import issue, message_of
@@ -22,11 +21,14 @@ __all__ = [
     "Derived",
     "Document",
     "Examples",
+    "RequentialDocument",
+    "StochasticDocument",
     "TokenResult",
     "Tokens",
     "ZeroOneResult",
     "as_data",
     "derive",
+    "groups_of_copies",
     "issue",
     "load_data",
     "message_of",

@@ -9,22 +9,34 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from forethought.certify.bounds.occam import occam_binomial
+from forethought.certify.bounds.occam import hoeffding, occam_binomial, occam_kl
+from forethought.certify.bounds.subsample import subsampled_hoeffding, subsampled_kl, subsampled_zero_one
 from forethought.certify.bounds.tokens import azuma, freedman, freedman_closed, smoothing_range, smoothing_weight
+from forethought.certify.certificate.claims import (
+    BitClaim,
+    GroupedResult,
+    SampleClaim,
+    SampledResult,
+    TokenResult,
+    WeightClaim,
+    ZeroOneResult,
+    word_of,
+)
 from forethought.certify.certificate.data import Data, Examples, Tokens
-from forethought.certify.certificate.document import BitClaim, TokenResult, WeightClaim, ZeroOneResult
 from forethought.certify.codes.codebook import GridCodebook
 from forethought.certify.codes.message import Message, canonical_json, decode_message
-from forethought.certify.decoder.base import signs
+from forethought.certify.decoder.base import raw_words, signs
 from forethought.certify.decoder.rebuild import Network, Plan, network_of, plan_of
 from forethought.certify.decoder.recipe import Prior, Recipe, TokenScoring
-from forethought.certify.decoder.scoring import count_errors, num_predictions, token_losses
+from forethought.certify.decoder.scoring import count_errors, num_predictions, token_losses, wrong_rows
 from forethought.certify.given import all_bounds
 from forethought.certify.ledger import BitLedger
 from forethought.core.config import to_dict
 from forethought.core.errors import ArtefactError, DataError
 
 _NUM_PROBES = 8
+
+Result = ZeroOneResult | TokenResult | GroupedResult | SampledResult
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,9 @@ class Derived:
     network: Network
     bits: BitClaim
     weights: WeightClaim
-    result: ZeroOneResult | TokenResult
+    result: Result
+    delta: float
+    sample: SampleClaim | None = None
 
 
 def derive(
@@ -46,8 +60,13 @@ def derive(
     *,
     module: nn.Module | None = None,
     base: Mapping[str, Tensor] | None = None,
+    sample: SampleClaim | None = None,
+    audit_seed: int | None = None,
 ) -> Derived:
     """Decode a message under a declared prior, rebuild its network, score it on the data, and bound its risk.
+
+    With a `sample`, the risk is counted on so many examples, drawn by a number that message and data decide; an
+    `audit_seed` draws others in their place.
 
     Raises:
         InputError: the message, the choices, the data or the base weights are refused; the message says why.
@@ -57,14 +76,19 @@ def derive(
     ledger = decoded.ledger(prior.choice_bits)
     network = network_of(recipe, decoded.numbers, buffers=decoded.buffers, module=module, base=base)
     if isinstance(recipe.scoring, TokenScoring):
-        if not isinstance(data, Tokens):
-            raise DataError("this certificate is about tokens; give one array of token numbers")
-        result: ZeroOneResult | TokenResult = _token_result(network, data, ledger, delta)
+        if not isinstance(data, Tokens) or sample is not None:
+            raise DataError("this certificate is about tokens, all of them; give one array of token numbers")
+        result: Result = _token_result(network, data, ledger, delta)
     else:
         if not isinstance(data, Examples):
             raise DataError("this certificate is about labelled examples; give inputs and labels")
-        result = _zero_one_result(network, data, ledger, delta)
-    return Derived(network, BitClaim(**ledger.to_dict()), weight_claim(network), result)
+        if sample is not None:
+            seed = word_of("certificate sample", data.sha256, message) if audit_seed is None else audit_seed
+            result = _sampled_result(network, data, ledger, delta, sample.size, seed)
+        else:
+            score = _zero_one_result if data.groups is None else _grouped_result
+            result = score(network, data, ledger, delta)
+    return Derived(network, BitClaim(**ledger.to_dict()), weight_claim(network.weights), result, delta, sample)
 
 
 def decode_for(recipe: Recipe, message: bytes, module: nn.Module | None = None) -> Message:
@@ -85,9 +109,9 @@ def decode_for(recipe: Recipe, message: bytes, module: nn.Module | None = None) 
     return decoded
 
 
-def weight_claim(network: Network) -> WeightClaim:
-    """Return the fingerprint of a network's weights: eight sums under fixed random signs."""
-    flat = np.concatenate([network.weights[name].detach().numpy().ravel() for name in sorted(network.weights)])
+def weight_claim(weights: Mapping[str, Tensor]) -> WeightClaim:
+    """Return the fingerprint of weights by name: eight sums under fixed random signs."""
+    flat = np.concatenate([weights[name].detach().double().numpy().ravel() for name in sorted(weights)])
     probes = tuple(math.fsum(flat * signs(0, "certify.probe", len(flat), step=index)) for index in range(_NUM_PROBES))
     return WeightClaim(count=len(flat), absolute_sum=math.fsum(np.abs(flat)), probes=probes)
 
@@ -109,15 +133,61 @@ def _check_segments(recipe: Recipe, plan: Plan, decoded: Message) -> None:
 
 def _zero_one_result(network: Network, data: Examples, ledger: BitLedger, delta: float) -> ZeroOneResult:
     errors, n = count_errors(network, data.inputs, data.labels), data.size
-    # The trivial predictor names the most frequent class of the data at hand.
-    trivial = 1.0 - int(np.bincount(data.labels.astype(np.int64)).max()) / n
     return ZeroOneResult(
         errors=errors,
         n=n,
         train_risk=errors / n,
         bound=occam_binomial(errors, n, ledger.total, delta),
-        trivial=trivial,
+        trivial=trivial_error(data.labels),
         bounds=all_bounds(errors, n, ledger.total, delta),
+    )
+
+
+def trivial_error(labels: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Return the error of naming the most frequent class of the data at hand, by weights that sum to 1 where given."""
+    counts = np.bincount(labels.astype(np.int64), weights=weights)
+    return max(0.0, 1.0 - float(counts.max()) / (len(labels) if weights is None else 1.0))
+
+
+def _grouped_result(network: Network, data: Examples, ledger: BitLedger, delta: float) -> GroupedResult:
+    """Groups are drawn independently and the loss of one is its mean error, in [0, 1]: the Chernoff-kl form holds."""
+    wrong = wrong_rows(network, data.inputs, data.labels)
+    _, places = np.unique(np.asarray(data.groups), return_inverse=True)
+    sizes = np.bincount(places)
+    losses, n, bits = np.bincount(places, weights=wrong) / sizes, len(sizes), ledger.total
+    risk = min(1.0, math.fsum(losses) / n)
+    return GroupedResult(
+        errors=int(wrong.sum()),
+        examples=data.size,
+        n=n,
+        train_risk=risk,
+        bound=occam_kl(risk, n, bits, delta),
+        trivial=trivial_error(data.labels, 1.0 / (n * sizes[places])),
+        bounds={"chernoff_kl": occam_kl(risk, n, bits, delta), "hoeffding": hoeffding(risk, n, bits, delta)},
+    )
+
+
+def _sampled_result(
+    network: Network, data: Examples, ledger: BitLedger, delta: float, size: int, seed: int
+) -> SampledResult:
+    """Rows are drawn with replacement after the message is fixed, and a part of delta pays for the draw."""
+    if data.groups is not None:
+        raise DataError("a risk counted on a sample is not combined with groups; leave one of the two out")
+    rows = (raw_words(seed, "certify.sample", size) % np.uint64(data.size)).astype(np.int64)
+    errors, n, bits = count_errors(network, data.inputs[rows], data.labels[rows]), data.size, ledger.total
+    bounds = {
+        "binomial": subsampled_zero_one(errors, size, n, bits, delta),
+        "chernoff_kl": subsampled_kl(errors / size, size, n, bits, delta),
+        "hoeffding": subsampled_hoeffding(errors / size, size, n, bits, delta),
+    }
+    return SampledResult(
+        errors=errors,
+        sampled=size,
+        n=n,
+        train_risk=errors / size,
+        bound=bounds["binomial"],
+        trivial=trivial_error(data.labels),
+        bounds=bounds,
     )
 
 

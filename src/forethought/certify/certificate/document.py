@@ -4,112 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from forethought.certify.codes.message import MAX_MESSAGE_BYTES
+from forethought.certify.certificate.claims import (
+    BitClaim,
+    DataClaim,
+    DeltaClaim,
+    DivergenceClaim,
+    DrawsClaim,
+    GroupedResult,
+    Hash,
+    MessageClaim,
+    PoolClaim,
+    RequentialResult,
+    SampleClaim,
+    SampledResult,
+    StochasticResult,
+    TeacherClaim,
+    Text,
+    TokenResult,
+    WeightClaim,
+    ZeroOneResult,
+)
+from forethought.certify.certificate.statements import statement_of
+from forethought.certify.decoder.priors import GaussianPrior, StudentPrior
 from forethought.certify.decoder.recipe import Prior
 from forethought.core import files
 from forethought.core.config import config, from_dict, to_dict
-from forethought.core.errors import ArtefactError, ConfigError
+from forethought.core.errors import ArtefactError
 
 FORMAT = 1
 DOCUMENT, MESSAGE = "certificate.json", "message.bin"
 MAX_DOCUMENT_BYTES = 4 << 20
+_CODE = "code"
 
-Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
-NotNegative = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(max_length=4000)]
-
-
-@config
-class DataClaim:
-    """Which data: their kind, fingerprint and number."""
-
-    kind: Literal["examples", "tokens"]
-    sha256: Hash
-    size: Annotated[int, Field(ge=1, le=1 << 53)]
-
-
-@config
-class DeltaClaim:
-    """The share of the data set's failure probability that this certificate took, and what others had taken before."""
-
-    purpose: Text
-    delta: Probability
-    total: Probability
-    spent_before: NotNegative = 0.0
-
-    def __post_init__(self) -> None:
-        if math.fsum((self.delta, self.spent_before)) > self.total * (1.0 + 1e-12):
-            raise ConfigError(f"delta {self.delta} after {self.spent_before} exceeds the total {self.total}")
-
-
-@config
-class BitClaim:
-    """The ledger in bits."""
-
-    symbols: NotNegative
-    codebook: NotNegative
-    choices: NotNegative
-    buffers: NotNegative
-    total: NotNegative
-
-
-@config
-class MessageClaim:
-    """The file that carries the message."""
-
-    bytes: Annotated[int, Field(ge=1, le=MAX_MESSAGE_BYTES)]
-    sha256: Hash
-
-
-@config
-class WeightClaim:
-    """A fingerprint of the weights that tolerates the last digits: their number, sum of sizes, and signed sums."""
-
-    count: Annotated[int, Field(ge=1)]
-    absolute_sum: NotNegative
-    probes: Annotated[tuple[float, ...], Field(min_length=8, max_length=8)]
-
-
-@config
-class ZeroOneResult:
-    """The risk of a classifier and its bound; `bounds` are others for comparison, `bound` is the exact binomial one."""
-
-    errors: Count
-    n: Annotated[int, Field(ge=1, le=1 << 53)]
-    train_risk: NotNegative
-    bound: NotNegative
-    trivial: NotNegative
-    bounds: dict[str, float]
-    loss: Literal["zero_one"] = "zero_one"
-
-
-@config
-class TokenResult:
-    """The loss in nats a token of the model mixed with the uniform law, and its bound: the exact Freedman form."""
-
-    n: Annotated[int, Field(ge=1, le=1 << 53)]
-    train_risk: NotNegative
-    bound: NotNegative
-    trivial: NotNegative
-    smoothing: Probability
-    loss_range: NotNegative
-    mean_square: NotNegative
-    bounds: dict[str, float]
-    loss: Literal["token"] = "token"
+Assumptions = Annotated[list[Text], Field(max_length=256)]
+Reported = Annotated[dict[str, float | int | str | bool | None], Field(max_length=256)]
+CodeResult = Annotated[ZeroOneResult | TokenResult | GroupedResult | SampledResult, Field(discriminator="loss")]
 
 
 @config
 class Document:
-    """Everything in certificate.json but its own hash. `reported` is what its maker adds and nobody re-derives."""
+    """A network that a message codes: all in certificate.json but its own hash.
+
+    `reported` is what its maker adds and nobody re-derives; `sample` is there where the risk was not counted on all.
+    """
 
     prior: Prior
     prior_sha256: Hash
@@ -119,17 +62,68 @@ class Document:
     bits: BitClaim
     message: MessageClaim
     weights: WeightClaim
-    result: Annotated[ZeroOneResult | TokenResult, Field(discriminator="loss")]
-    assumptions: Annotated[list[Text], Field(max_length=256)] = field(default_factory=list)
-    reported: Annotated[dict[str, float | int | str | bool | None], Field(max_length=256)] = field(default_factory=dict)
+    result: CodeResult
+    assumptions: Assumptions = field(default_factory=list)
+    reported: Reported = field(default_factory=dict)
     version: str = "0"
+    sample: SampleClaim | None = None
+    kind: Literal["code"] = "code"
+
+
+@config
+class StochasticDocument:
+    """A Gaussian over weights, with the draws that its risk was found by; the message is the posterior."""
+
+    prior: GaussianPrior
+    prior_sha256: Hash
+    chosen: dict[str, int]
+    data: DataClaim
+    delta: DeltaClaim
+    bits: DivergenceClaim
+    message: MessageClaim
+    weights: WeightClaim
+    draws: DrawsClaim
+    result: StochasticResult
+    assumptions: Assumptions = field(default_factory=list)
+    reported: Reported = field(default_factory=dict)
+    version: str = "0"
+    kind: Literal["stochastic"] = "stochastic"
+
+
+@config
+class RequentialDocument:
+    """One run of a teacher and a student; the message is the labels that were drawn, and the student. EXPERIMENTAL."""
+
+    prior: StudentPrior
+    prior_sha256: Hash
+    chosen: dict[str, int]
+    data: DataClaim
+    pool: PoolClaim
+    delta: DeltaClaim
+    bits: DivergenceClaim
+    message: MessageClaim
+    weights: WeightClaim
+    teacher: TeacherClaim
+    result: RequentialResult
+    assumptions: Assumptions = field(default_factory=list)
+    reported: Reported = field(default_factory=dict)
+    version: str = "0"
+    kind: Literal["requential"] = "requential"
+
+
+AnyDocument = Document | StochasticDocument | RequentialDocument
+KINDS: dict[str, type[Document] | type[StochasticDocument] | type[RequentialDocument]] = {
+    "code": Document,
+    "stochastic": StochasticDocument,
+    "requential": RequentialDocument,
+}
 
 
 @dataclass(frozen=True)
 class Certificate:
     """A document with the message that it speaks of."""
 
-    document: Document
+    document: Any
     message: bytes
 
     @property
@@ -149,7 +143,7 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document as JSON values."""
-        return {"format": FORMAT, **to_dict(self.document)}
+        return values_of(self.document)
 
     def save(self, directory: Path | str, *, replace: bool = False) -> Path:
         """Publish certificate.json and message.bin in a directory by one rename, and return it.
@@ -162,34 +156,14 @@ class Certificate:
         return Path(directory)
 
 
-def statement_of(document: Document) -> str:
-    """Return the guarantee of a document in words, with what it does not say."""
-    result, delta = document.result, document.delta
-    sure = (
-        f"With probability {1.0 - delta.total:.6g} over the draw of the data, for this certificate and all others of "
-        "its ledger,"
-    )
-    if isinstance(result, ZeroOneResult):
-        what = (
-            f"the error of the decoded network on fresh examples of the same law is at most {result.bound:.4%} "
-            f"(it is {result.train_risk:.4%} on the {result.n} independent examples)."
-        )
-    else:
-        what = (
-            "the mean loss of the decoded, smoothed model on the next token, given the contexts that stood in the data,"
-            f" is at most {result.bound:.4f} nats (it is {result.train_risk:.4f} on the {result.n} tokens)."
-        )
-    vacuous = result.bound >= result.trivial
-    worth = (
-        f" This is VACUOUS: the trivial predictor reaches {result.trivial:.4g}."
-        if vacuous
-        else f" The trivial predictor has {result.trivial:.4g}."
-    )
-    limits = (
-        " It says nothing of other laws, other measures, single inputs, or the network before compression, and it "
-        "holds only if the prior was declared without the data."
-    )
-    return f"{sure} {what}{worth}{limits}"
+def values_of(document: AnyDocument) -> dict[str, Any]:
+    """Return a document as JSON values; a code is the plain kind, and what it does not need is left out."""
+    values = {"format": FORMAT, **to_dict(document)}
+    if values["kind"] == _CODE:
+        del values["kind"]
+        if values["sample"] is None:
+            del values["sample"]
+    return values
 
 
 def document_bytes(values: dict[str, Any]) -> bytes:
@@ -216,7 +190,7 @@ def read_certificate(path: Path | str) -> Certificate:
     return Certificate(document, message)
 
 
-def parse_document(data: bytes, *, source: str) -> Document:
+def parse_document(data: bytes, *, source: str) -> AnyDocument:
     """Return the document of certificate.json's bytes.
 
     Raises:
@@ -232,10 +206,13 @@ def parse_document(data: bytes, *, source: str) -> Document:
     if values.pop("format", None) != FORMAT:
         raise ArtefactError(f"{source} is of another format; this version reads format {FORMAT}")
     del values["sha256"]
+    kind = values.get("kind", _CODE)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ArtefactError(f"{source} is a certificate of an unknown kind; this version reads {', '.join(KINDS)}")
     try:
-        document = from_dict(Document, values, source=source)
+        document = from_dict(KINDS[kind], values, source=source)
         # By bytes: 1, 1.0 and true are equal to Python and three different claims to other readers.
-        same = document_bytes({"format": FORMAT, **to_dict(document)}) == data and prior_matches(document)
+        same = document_bytes(values_of(document)) == data and prior_matches(document)
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise ArtefactError(f"{source} is no certificate: {error}") from error
     if not same:
@@ -243,7 +220,7 @@ def parse_document(data: bytes, *, source: str) -> Document:
     return document
 
 
-def prior_matches(document: Document) -> bool:
+def prior_matches(document: AnyDocument) -> bool:
     """Say whether the prior of a document is the one of its hash."""
     return document.prior.sha256 == document.prior_sha256
 

@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor, nn
 
 import forethought
-from forethought.certify.certificate.data import as_data
-from forethought.certify.certificate.derive import derive
-from forethought.certify.certificate.document import Certificate, DataClaim, DeltaClaim, Document, MessageClaim
+from forethought.certify.certificate.claims import DataClaim, DeltaClaim, MessageClaim
+from forethought.certify.certificate.data import Data, as_data
+from forethought.certify.certificate.derive import Derived, derive
+from forethought.certify.certificate.document import Certificate, Document
 from forethought.certify.codes.message import Segment, encode_message
 from forethought.certify.decoder.recipe import Prior, Recipe
 from forethought.certify.ledger import DeltaLedger
@@ -42,39 +43,61 @@ def issue(
     base: Mapping[str, Tensor] | None = None,
     assumptions: Sequence[str] = (),
     reported: Mapping[str, float | int | str | bool | None] | None = None,
+    derived: Derived | None = None,
 ) -> Certificate:
     """Return the certificate of a message under a prior that was declared before the data were seen.
 
     `recipe` is the prior's with the choices made; `data` is (inputs, labels) or an array of tokens; `delta` is drawn
     from the data set's ledger (None: half of what is left) once for all certificates of a purpose and a prior.
-    `reported` is printed and never verified.
+    `reported` is printed and never verified. `derived` saves a second scoring: what `derive` made of these very things
+    at this delta; with a `sample` in it, the certificate is of a risk counted on that sample.
 
     Raises:
         InputError: the recipe departs from the prior, the ledger is of other data or has too little left, or the
             message or the data are refused.
     """
     given = as_data(data)
-    fingerprint = given.sha256
-    if ledger.data_sha256 != fingerprint:
-        raise InputError("the delta ledger is of another data set; open one with the fingerprint of these data")
     chosen = prior.find(recipe)
-    # One draw covers every hypothesis of one prior at once; another prior needs a draw of its own.
-    entry = ledger.draw(f"{purpose} under prior {prior.sha256[:16]}", delta)
-    share = entry.delta
-    spent = math.fsum(earlier.delta for earlier in ledger.entries[: ledger.entries.index(entry)])
-    derived = derive(prior, chosen, message, given, share, module=module, base=base)
+    drawn = draw_delta(ledger, given, purpose, prior.sha256, delta)
+    sample = None if derived is None else derived.sample
+    if derived is None or derived.delta != drawn.delta:
+        derived = derive(prior, chosen, message, given, drawn.delta, module=module, base=base, sample=sample)
     document = Document(
         prior=prior,
         prior_sha256=prior.sha256,
         chosen=chosen,
-        data=DataClaim(kind=given.kind, sha256=fingerprint, size=given.size),
-        delta=DeltaClaim(purpose=entry.purpose, delta=share, total=ledger.total, spent_before=spent),
+        data=data_claim(given),
+        delta=drawn,
         bits=derived.bits,
-        message=MessageClaim(bytes=len(message), sha256=hashlib.sha256(message).hexdigest()),
+        message=message_claim(message),
         weights=derived.weights,
         result=derived.result,
         assumptions=list(assumptions),
         reported=dict(reported or {}),
         version=forethought.__version__,
+        sample=sample,
     )
     return Certificate(document, message)
+
+
+def draw_delta(ledger: DeltaLedger, data: Data, purpose: str, prior_sha256: str, delta: float | None) -> DeltaClaim:
+    """Draw from the data set's ledger: one draw covers every hypothesis of one prior, another prior needs its own.
+
+    Raises:
+        InputError: the ledger is of other data or has too little left.
+    """
+    if ledger.data_sha256 != data.sha256:
+        raise InputError("the delta ledger is of another data set; open one with the fingerprint of these data")
+    entry = ledger.draw(f"{purpose} under prior {prior_sha256[:16]}", delta)
+    spent = math.fsum(earlier.delta for earlier in ledger.entries[: ledger.entries.index(entry)])
+    return DeltaClaim(purpose=entry.purpose, delta=entry.delta, total=ledger.total, spent_before=spent)
+
+
+def data_claim(data: Data) -> DataClaim:
+    """Return the claim about which data a certificate is of."""
+    return DataClaim(kind=data.kind, sha256=data.sha256, size=data.size)
+
+
+def message_claim(message: bytes) -> MessageClaim:
+    """Return the claim about which file carries a message."""
+    return MessageClaim(bytes=len(message), sha256=hashlib.sha256(message).hexdigest())

@@ -53,6 +53,8 @@ class Quantiser(nn.Module):
         bits are those of the letters' present frequencies, spread softly over neighbouring levels, with a gradient to
         the numbers alone.
         """
+        if self.recipe.kind == "grid":
+            return self._on_grid(numbers)
         centres_dL = self.centres()[self.owner]
         distances_dL = (numbers[:, None] - centres_dL).detach().square()
         symbols = distances_dL.argmin(1)
@@ -78,12 +80,30 @@ class Quantiser(nn.Module):
             segments.append(Segment(symbols, book))
         return segments
 
-    def _bits(self, numbers: Tensor, centres_dL: Tensor, symbols: Tensor) -> Tensor:
+    def _on_grid(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without a table [d, L]: on a grid the nearest levels follow by arithmetic, and only two matter."""
+        levels, middle = self.recipe.levels, (self.recipe.levels - 1) / 2.0
+        values = self.values.squeeze(1).clamp_min(_LEAST_STEP)
+        steps_d = (values + (values.half().to(values.dtype) - values).detach())[self.owner]
+        places_d = numbers / steps_d.detach() + middle
+        symbols = places_d.detach().round().clamp_(0, levels - 1)
+        chosen = (symbols - middle) * steps_d
+        below_d = places_d.detach().floor().clamp_(0, levels - 2)
+        upper_d = torch.sigmoid((2.0 * (places_d - below_d) - 1.0) / _SOFTNESS)
+        prices = self._prices(symbols.long()).flatten()
+        index_d = self.owner * levels + below_d.long()
+        bits_d = prices[index_d] + upper_d * (prices[index_d + 1] - prices[index_d])
+        return chosen + (numbers - numbers.detach()), bits_d.sum()
+
+    def _prices(self, symbols: Tensor) -> Tensor:
+        """Bits of every level [S, L] at the present frequencies of the symbols [d]."""
         num_segments, levels = len(self.segments), self.recipe.levels
-        counts = torch.zeros(num_segments * levels, dtype=numbers.dtype)
-        counts.index_add_(0, self.owner * levels + symbols, torch.ones_like(numbers))
-        counts_SL = counts.view(num_segments, levels) + 0.5
-        prices_SL = (counts_SL.sum(1, keepdim=True) / counts_SL).log2()
+        counts = torch.bincount(self.owner * levels + symbols, minlength=num_segments * levels)
+        counts_SL = counts.view(num_segments, levels).to(self.values.dtype) + 0.5
+        return (counts_SL.sum(1, keepdim=True) / counts_SL).log2()
+
+    def _bits(self, numbers: Tensor, centres_dL: Tensor, symbols: Tensor) -> Tensor:
+        levels, prices_SL = self.recipe.levels, self._prices(symbols)
         gaps_d = (centres_dL.amax(1) - centres_dL.amin(1)) / (levels - 1)
         scaled = (numbers[:, None] - centres_dL).square() / (_SOFTNESS * gaps_d.square().clamp_min(1e-12))[:, None]
         return (torch.softmax(-scaled, dim=1) * prices_SL[self.owner]).sum()

@@ -18,9 +18,18 @@ from forethought.certify.decoder.recipe import TokenScoring, ZeroOneScoring
 from forethought.core.errors import DataError
 
 
-@torch.no_grad()
 def count_errors(network: Network, inputs: np.ndarray, labels: np.ndarray) -> int:
     """Return the number of mistakes on inputs [n, ...] with integer labels [n]; a tie or a NaN is a mistake.
+
+    Raises:
+        DataError: the arrays do not fit each other or the network.
+    """
+    return int(wrong_rows(network, inputs, labels).sum())
+
+
+@torch.no_grad()
+def wrong_rows(network: Network, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return for each example [n] whether it is a mistake, as count_errors counts.
 
     Raises:
         DataError: the arrays do not fit each other or the network.
@@ -32,7 +41,7 @@ def count_errors(network: Network, inputs: np.ndarray, labels: np.ndarray) -> in
     expected = num_inputs_of(network.module)
     if expected is not None and math.prod(inputs.shape[1:]) != expected:
         raise DataError(f"inputs have shape {inputs.shape}; the network takes {expected} numbers an example")
-    dtype, errors = PRECISIONS[scoring.precision], 0
+    dtype, wrong = PRECISIONS[scoring.precision], np.empty(len(inputs), dtype=bool)
     batch = batch_within(network.recipe.architecture, network.recipe.settings, scoring.batch_size)
     for start in range(0, len(inputs), batch):
         stop = start + batch
@@ -41,18 +50,21 @@ def count_errors(network: Network, inputs: np.ndarray, labels: np.ndarray) -> in
         logits_BK = network.module(x)
         if start == 0 and int(labels.max()) >= logits_BK.shape[1]:
             raise DataError(f"label {int(labels.max())} is outside the {logits_BK.shape[1]} classes of the network")
-        errors += mistakes(logits_BK, labels_B)
-    return errors
+        wrong[start:stop] = ~right(logits_BK, labels_B).numpy()
+    return wrong
+
+
+def right(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Return for each row whether its label has the one largest logit, and no logit is NaN."""
+    own_B = logits_BK.gather(1, labels_B[:, None])
+    others_BK = logits_BK.scatter(1, labels_B[:, None], -math.inf)
+    right_B = (own_B > others_BK).all(dim=1) & ~logits_BK.isnan().any(dim=1)
+    return right_B & False if logits_BK.shape[1] == 1 else right_B
 
 
 def mistakes(logits_BK: Tensor, labels_B: Tensor) -> int:
     """Return how many rows do not give their label the one largest logit; rows with a NaN count as mistakes."""
-    own_B = logits_BK.gather(1, labels_B[:, None])
-    others_BK = logits_BK.scatter(1, labels_B[:, None], -math.inf)
-    right_B = (own_B > others_BK).all(dim=1) & ~logits_BK.isnan().any(dim=1)
-    if logits_BK.shape[1] == 1:
-        right_B = right_B & False
-    return len(labels_B) - int(right_B.sum())
+    return len(labels_B) - int(right(logits_BK, labels_B).sum())
 
 
 def token_losses(network: Network, tokens: np.ndarray, smoothing: float) -> tuple[np.ndarray, np.ndarray]:

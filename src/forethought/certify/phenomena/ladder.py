@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from forethought.certify.compress import CompressionConfig
 from forethought.certify.decoder import BaseRecipe, CodebookRecipe, Prior, Recipe, SubspaceRecipe, TokenScoring
-from forethought.certify.phenomena.outcome import Budget, Outcome, Panel, Rows
+from forethought.certify.phenomena.outcome import Budget, Outcome, Panel, Rows, ends_of, judged
 from forethought.certify.tokens import certify_tokens, counting_losses
 from forethought.certify.tokens_from_text import PRINTABLE, characters
 from forethought.certify.training import CertifySpec
 from forethought.data.stdlib import stdlib_files
 
-WIDTHS = (8, 16, 24, 32, 48)
+WIDTHS = (4, 8, 12, 16, 24, 32, 48, 64)
+"""Every width that a ladder may have: the prior's grid, so that the best rung is paid for too."""
 CONTEXT, LEVELS = 32, 15
+FIGURES = ("parameters", "bits", "bits a parameter", "train loss", "test loss", "certificate")
+Cell = Sequence[float]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Effort:
+@dataclass(frozen=True)
+class LadderEffort:
+    """What one ladder costs: training tokens, steps of both phases, seeds and widths."""
+
     tokens: int
     steps: int
     quantise_steps: int
@@ -28,9 +34,9 @@ class _Effort:
     widths: tuple[int, ...]
 
 
-_EFFORTS: dict[Budget, _Effort] = {
-    "smoke": _Effort(200_000, 150, 80, 1, (4, 8, 12, 16, 24)),
-    "full": _Effort(500_000, 900, 500, 2, (*WIDTHS, 64)),
+_EFFORTS: dict[Budget, LadderEffort] = {
+    "smoke": LadderEffort(200_000, 150, 80, 1, (4, 8, 12, 16, 24)),
+    "full": LadderEffort(500_000, 900, 500, 2, (8, 16, 24, 32, 48, 64)),
 }
 
 
@@ -51,8 +57,7 @@ def ladder_spec(width: int, training: CompressionConfig) -> CertifySpec:
         subspace=SubspaceRecipe(kind="identity"),
         codebook=CodebookRecipe(kind="grid", levels=LEVELS, per="tensor"),
     )
-    widths = [4, 8, 12, 16, 24, 32, 48, 64]
-    prior = Prior(recipe=recipe, choices={"settings.hidden_size": widths})
+    prior = Prior(recipe=recipe, choices={"settings.hidden_size": list(WIDTHS)})
     return CertifySpec(prior=prior, attempt={"settings.hidden_size": [width]}, training=training)
 
 
@@ -61,61 +66,70 @@ def model_ladder(budget: Budget, seed: int) -> Outcome:
     effort = _EFFORTS[budget]
     text = library_text(effort.tokens + effort.tokens // 10)
     train, test = text[: effort.tokens], text[effort.tokens :]
-    rows: list[list[float]] = []
-    spreads: list[list[float]] = []
-    for width in effort.widths:
-        cells = [_one(width, effort, train, test, seed + repeat) for repeat in range(effort.num_seeds)]
-        rows.append([width, *np.mean(np.array(cells), axis=0).tolist()])
-        spreads.append([width, *(np.ptp(np.array(cells), axis=0) / 2).tolist()])
-    columns = ["width", "parameters", "bits", "bits a parameter", "train loss", "test loss", "certificate"]
-    x = [row[1] for row in rows]
-    losses = {columns[i]: (x, [row[i] for row in rows]) for i in (4, 5, 6)}
-    best = min(rows, key=lambda row: row[6])
-    counted = counting_losses(train, test, len(PRINTABLE))
-    turned = best[0] not in (rows[0][0], rows[-1][0])
-    tables = [Rows("means over seeds", columns, rows)]
-    if effort.num_seeds > 1:
-        tables.append(Rows("half of the range over seeds", columns, spreads))
+    cells = {
+        width: [ladder_cell(width, effort, train, test, seed + repeat) for repeat in range(effort.num_seeds)]
+        for width in effort.widths
+    }
+    where = "Python's library; the test text is its next part and another law, so the test loss is only indicative"
+    return ladder_outcome(cells, effort, counting_losses(train, test, len(PRINTABLE)), where, budget, seed)
+
+
+def ladder_outcome(
+    cells: Mapping[int, Sequence[Cell]],
+    effort: LadderEffort,
+    counted: Mapping[str, float],
+    where: str,
+    budget: Budget,
+    seed: int,
+) -> Outcome:
+    """Return the picture and tables of cells width -> [seed][FIGURES]; `counted` holds the 3-gram's own loss.
+
+    Larger means better only if the certificate of the best width is below the narrowest one's in every sense that the
+    seeds allow: with three of them, by the 95 % interval of the difference paired by seed. The same for the turn.
+    """
+    widths = sorted(cells)
+    means = {width: np.mean(np.array(cells[width]), axis=0) for width in widths}
+    bounds = {width: [cell[-1] for cell in cells[width]] for width in widths}
+    best = min(widths, key=lambda width: means[width][-1])
+    margins, holds = judged({
+        "every certificate is below the uniform law": [
+            math.log(len(PRINTABLE)) - max(each) for each in zip(*bounds.values(), strict=True)],
+        f"width {best} certifies better than width {widths[0]}, the narrowest": _over(bounds, widths[0], best),
+        f"it has turned: width {widths[-1]}, the widest, certifies worse than width {best}": _over(
+            bounds, widths[-1], best),
+        "bits a parameter are fewer in the widest than in the narrowest": [
+            a[2] - b[2] for a, b in zip(cells[widths[0]], cells[widths[-1]], strict=True)],
+    })  # fmt: skip
+    x = [float(means[width][0]) for width in widths]
+    lines = {FIGURES[i]: (x, [float(means[width][i]) for width in widths]) for i in (2, 3, 4, 5)}
+    turned = widths[0] < best < widths[-1]
     return Outcome(
         "model-ladder",
         "Larger models certify better, until the bits overtake",
-        f"Transformers of two blocks on {effort.tokens:,} characters of Python's library, {effort.steps} + "
-        f"{effort.quantise_steps} steps each. Bits a parameter and the certificate (95 %) against size, at fixed data; "
-        "the test text is the next part of the library and another law, so its loss is only indicative: "
-        + (f"the best has width {best[0]:.0f} and the certificate worsens beyond." if turned
-           else f"the best of these has width {best[0]:.0f}, at the end of the ladder; it has not turned within it."),
+        f"Transformers of two blocks on {effort.tokens:,} characters of {where}. {effort.steps} + "
+        f"{effort.quantise_steps} steps each. Certificate (95 %) and bits a parameter against size, at fixed data: "
+        + (f"the best has width {best} and the certificate worsens beyond." if turned
+           else f"the best of these has width {best}, at the end of the ladder; it has not turned within it."),
         budget,
         seed,
         [
-            Panel("loss and certificate", "parameters", "nats a token", losses, log_x=True,
-                  levels={"uniform": math.log(len(PRINTABLE)), "3-gram": counted["trigram_loss"]}),
-            Panel("compressibility", "parameters", "bits a parameter", {columns[3]: (x, [row[3] for row in rows])},
-                  log_x=True),
+            Panel("loss and certificate", "parameters", "nats a token", {name: lines[name] for name in FIGURES[3:]},
+                  log_x=True, levels={"uniform": math.log(len(PRINTABLE)), "3-gram": counted["trigram_loss"]}),
+            Panel("compressibility", "parameters", "bits a parameter", {FIGURES[2]: lines[FIGURES[2]]}, log_x=True),
         ],
-        tables,
-        {
-            "every certificate is below the uniform law": max(row[6] for row in rows) < math.log(len(PRINTABLE)),
-            "a wider model certifies better than the narrowest": best[0] > rows[0][0],
-            "bits a parameter fall with size": rows[-1][3] < rows[0][3],
-        },
-        {"tokens": effort.tokens, "steps": effort.steps, "levels": LEVELS, "seeds": effort.num_seeds,
-         "trigram loss": round(counted["trigram_loss"], 4)},
+        [
+            Rows("means over seeds", ["width", *FIGURES], [[width, *means[width].tolist()] for width in widths]),
+            ends_of("95 % intervals over seeds", ["width"], FIGURES, cells),
+            margins,
+        ],
+        holds,
+        {"tokens": effort.tokens, "steps": effort.steps, "quantised steps": effort.quantise_steps, "levels": LEVELS,
+         "seeds": effort.num_seeds, "trigram loss": round(counted["trigram_loss"], 4)},
     )  # fmt: skip
 
 
-def library_text(num_characters: int) -> np.ndarray:
-    """Return the first characters of the source of Python's own library, in its fixed order, as tokens."""
-    parts: list[np.ndarray] = []
-    total = 0
-    for source in stdlib_files():
-        parts.append(characters(source.path.read_text(encoding="utf-8", errors="replace")))
-        total += len(parts[-1])
-        if total >= num_characters:
-            break
-    return np.concatenate(parts)[:num_characters]
-
-
-def _one(width: int, effort: _Effort, train: np.ndarray, test: np.ndarray, seed: int) -> list[float]:
+def ladder_cell(width: int, effort: LadderEffort, train: np.ndarray, test: np.ndarray, seed: int) -> list[float]:
+    """Return the FIGURES of one rung under one order of training."""
     training = CompressionConfig(
         steps=effort.steps,
         quantise_steps=effort.quantise_steps,
@@ -131,3 +145,19 @@ def _one(width: int, effort: _Effort, train: np.ndarray, test: np.ndarray, seed:
     document = found.certificate.document
     size, bits = document.weights.count, document.bits.total
     return [size, bits, bits / size, document.result.train_risk, float(found.extra["test_loss"] or 0.0), found.bound]
+
+
+def library_text(num_characters: int) -> np.ndarray:
+    """Return the first characters of the source of Python's own library, in its fixed order, as tokens."""
+    parts: list[np.ndarray] = []
+    total = 0
+    for source in stdlib_files():
+        parts.append(characters(source.path.read_text(encoding="utf-8", errors="replace")))
+        total += len(parts[-1])
+        if total >= num_characters:
+            break
+    return np.concatenate(parts)[:num_characters]
+
+
+def _over(bounds: Mapping[int, Sequence[float]], worse: int, better: int) -> list[float]:
+    return [a - b for a, b in zip(bounds[worse], bounds[better], strict=True)]

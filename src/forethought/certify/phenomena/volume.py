@@ -19,12 +19,13 @@ from torch import Tensor
 
 from forethought.certify.phenomena.features import altered
 from forethought.certify.phenomena.networks import FlatMLP, batch_loss, error_rate, fit_vector
-from forethought.certify.phenomena.outcome import Budget, Outcome, Panel, Rows
+from forethought.certify.phenomena.outcome import Budget, Outcome, Panel, Rows, ends_of, judged
 from forethought.core.rng import generator, torch_generator
 from forethought.data.images import load_digits
 
 RADIUS_NATS = 0.01
 _KINDS = ("clean", "30 % altered labels", "poisoned")
+_COLUMNS = ("bits", "spread", "train error", "test error")
 
 
 def local_volume(
@@ -58,16 +59,21 @@ def local_volume(
 
 def minima_volume(budget: Budget, seed: int) -> Outcome:
     """Compare the volumes of clean, noisy and poisoned minima over the width of the network."""
-    widths, steps, num_rays = ((16, 64), 800, 20) if budget == "smoke" else ((16, 32, 64, 128), 1500, 60)
-    rows: list[list[object]] = []
-    bits: dict[tuple[str, int], float] = {}
-    for width in widths:
-        for kind in _KINDS:
-            row = _one(width, kind, steps, num_rays, seed)
-            bits[kind, width] = row[0]
-            rows.append([width, FlatMLP((64, width, 10)).num_parameters, kind, *row])
+    widths, steps, num_rays, num_seeds = (
+        ((16, 64), 800, 20, 1) if budget == "smoke" else ((16, 32, 64, 128), 1500, 60, 4)
+    )
+    cells = {
+        (width, kind): [_one(width, kind, steps, num_rays, seed + repeat) for repeat in range(num_seeds)]
+        for width in widths
+        for kind in _KINDS
+    }
+    means = {key: np.mean(np.array(found), axis=0).tolist() for key, found in cells.items()}
+    bits = {(kind, width): figures[0] for (width, kind), figures in means.items()}
+    sizes = {width: FlatMLP((64, width, 10)).num_parameters for width in widths}
+    rows = [[width, sizes[width], kind, *figures] for (width, kind), figures in means.items()]
+    claims, holds = judged(_margins(cells, sizes, num_seeds))
     x = [float(width) for width in widths]
-    per = {kind: (x, [bits[kind, w] / FlatMLP((64, w, 10)).num_parameters for w in widths]) for kind in _KINDS}
+    per = {kind: (x, [bits[kind, w] / sizes[w] for w in widths]) for kind in _KINDS}
     return Outcome(
         "minima-volume",
         "Solutions that generalise fill more of the prior",
@@ -89,19 +95,37 @@ def minima_volume(budget: Budget, seed: int) -> Outcome:
             ),
             Panel("bits a parameter", "hidden units", "bits a parameter", per, log_x=True),
         ],
-        [Rows("volumes", ["hidden units", "parameters", "solution", "bits", "spread", "train", "test error"], rows)],
-        {
-            "clean minima are the largest": all(
-                bits["clean", w] < min(bits[kind, w] for kind in _KINDS[1:]) for w in widths
-            ),
-            "wider networks need fewer bits a parameter": per["clean"][1][-1] < per["clean"][1][0],
-        },
-        {"rays": num_rays, "steps": steps, "divergence": RADIUS_NATS, "examples": 600},
+        [
+            Rows("means over seeds", ["hidden units", "parameters", "solution", *_COLUMNS], rows),
+            ends_of("95 % intervals", ["hidden units", "solution"], _COLUMNS, cells),
+            claims,
+        ],
+        holds,
+        {"rays": num_rays, "steps": steps, "divergence": RADIUS_NATS, "examples": 600, "seeds": num_seeds},
     )
 
 
+def _margins(
+    cells: dict[tuple[int, str], list[list[float]]], sizes: dict[int, int], num_seeds: int
+) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    widths, seeds = list(sizes), range(num_seeds)
+    for kind in _KINDS[1:]:
+        found[f"clean minima are larger than those with {kind} (log ratio of bits, least over widths)"] = [
+            min(math.log(cells[w, kind][i][0] / cells[w, _KINDS[0]][i][0]) for w in widths) for i in seeds
+        ]
+    first, last = widths[0], widths[-1]
+    found["wider networks need fewer bits a parameter, clean"] = [
+        cells[first, _KINDS[0]][i][0] / sizes[first] - cells[last, _KINDS[0]][i][0] / sizes[last] for i in seeds
+    ]
+    found["a poisoned minimum is worse on fresh data than a clean one"] = [
+        min(cells[w, _KINDS[2]][i][3] - cells[w, _KINDS[0]][i][3] for w in widths) for i in seeds
+    ]
+    return found
+
+
 def _one(width: int, kind: str, steps: int, num_rays: int, seed: int) -> list[float]:
-    train, test = load_digits(seed=seed)
+    train, test = load_digits(seed=seed, num_train=1000)
     train = train.take(np.arange(600))
     labels = train.labels if kind != _KINDS[1] else altered(train, 0.3, generator(seed, "phenomena.volume"))
     inputs, targets = torch.from_numpy(train.inputs), torch.from_numpy(labels)
@@ -118,7 +142,8 @@ def _one(width: int, kind: str, steps: int, num_rays: int, seed: int) -> list[fl
     anchor = fit_vector(loss, model.start(seed), steps=steps, lr=1e-2)
     bits, spread = local_volume(model, anchor, inputs, num_rays=num_rays, seed=seed)
     train_error = error_rate(model(anchor, inputs), targets)
-    return [bits, spread, train_error, error_rate(model(anchor, probe), probe_labels)]
+    # The first 300 held-out rows are those that poison: fresh data are the others, for every kind alike.
+    return [bits, spread, train_error, error_rate(model(anchor, probe[300:]), probe_labels[300:])]
 
 
 @torch.no_grad()

@@ -2,5 +2,6 @@
 
 from forethought.control.adaptation.adapt import AdaptationReport, AdaptConfig, adapt
 from forethought.control.adaptation.monitor import Monitor, Sign, one_step_residuals
+from forethought.control.adaptation.watching import Watched
 
-__all__ = ["AdaptConfig", "AdaptationReport", "Monitor", "Sign", "adapt", "one_step_residuals"]
+__all__ = ["AdaptConfig", "AdaptationReport", "Monitor", "Sign", "Watched", "adapt", "one_step_residuals"]

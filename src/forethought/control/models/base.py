@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import ClassVar
+from copy import copy
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from forethought.control.body import Body, Scale
+from forethought.control.models.inference import Inference
 from forethought.control.models.settings import ModelConfig
 from forethought.control.situation import Situation
 from forethought.core.errors import ConfigError
@@ -34,11 +36,32 @@ class ControlModel(nn.Module):
         super().__init__()
         self.body, self.settings = body, settings
         self.observation, self.action = Scale(body.observation), Scale(body.action)
+        self.precision = torch.float32
+        self._inference = Inference()
+
+    def with_precision(self, dtype: torch.dtype) -> Self:
+        """Return the same model, sharing its parameters, whose network plans in another type (bfloat16)."""
+        if dtype == self.precision:
+            return self
+        other = copy(self)
+        other.precision = dtype
+        return other
+
+    def inference(self, network: Any = None) -> Any:
+        """Return a network (the model's own by default) as planning runs it: with the weights of now, laid out for
+        speed, without gradients."""
+        own: Any = self.network if network is None else network
+        return self._inference.of(own, self.precision)
 
     @property
     def horizon(self) -> int:
         """Steps of a plan."""
         return self.settings.horizon
+
+    @property
+    def reach(self) -> int:
+        """Steps ahead that a training window holds."""
+        return self.horizon
 
     @property
     def context_shape(self) -> tuple[int, int]:

@@ -102,7 +102,7 @@ class DiffusionModel(ControlModel):
             noise = noise.to(context)
             between = None if between is None else between.to(context)
         return sample(
-            self.network.bind(context, aligned),
+            self.inference().bind(context, aligned),
             noise,
             process=self.settings.process,
             sampler=self.sampler,
@@ -131,7 +131,7 @@ class ActionProposal(DiffusionModel):
         """Return (B, N, F, A) actions, inside the body's bounds."""
         start = start.to(self.device)
         context = rows(self.context(start), num_candidates)
-        low, high = (bound.to(self.device) for bound in self.body.bounds())
+        low, high = self.body.bounds(self.device)
         limits = (self.action.normalise(low), self.action.normalise(high))
         actions = self._sample(len(start.obs_BO) * num_candidates, context, None, generator, limits)
         actions = self.action.restore(actions).clamp(low, high)
@@ -212,7 +212,7 @@ class JointDiffuser(DiffusionModel):
     def draw(self, start: Situation, num_candidates: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return actions (B, N, F, A) and the states (B, N, F, O) drawn with them."""
         start = start.to(self.device)
-        low, high = (bound.to(self.device) for bound in self.body.bounds())
+        low, high = self.body.bounds(self.device)
         context = rows(self.context(start), num_candidates)
         drawn = self._sample(len(start.obs_BO) * num_candidates, context, None, generator)
         drawn = drawn.unflatten(0, (-1, num_candidates))

@@ -45,3 +45,7 @@ class ModelConfig:
     """How it is sampled where the planner does not say otherwise."""
     input_noise: float = Field(default=0.0, ge=0.0)
     """Standard deviation of noise on normalised inputs while a value or a one-step model is trained."""
+    members: int = Field(default=1, ge=1)
+    """Networks that a value of states averages."""
+    pessimism: float = Field(default=0.0, ge=0.0)
+    """Standard deviations over the members that are taken off such a value."""

@@ -46,12 +46,18 @@ class _StepModel(ControlModel):
         )
         self.network = SequenceRegressor(shape, seed=seed)
 
-    def _map(self, start: Situation, features_RI: Tensor | None) -> Tensor:
+    @property
+    def reach(self) -> int:
+        """Steps ahead that a training window holds: one."""
+        return 1
+
+    def _map(self, start: Situation, features_RI: Tensor | None, *, planning: bool = False) -> Tensor:
         context = self.context(start)
         features = context.new_zeros(len(context), 1) if features_RI is None else features_RI
         if self.training and self.settings.input_noise:
             context = context + self.settings.input_noise * torch.randn_like(context)
-        return self.network(features[:, None], context)
+        network = self.inference() if planning else self.network
+        return network(features[:, None], context)
 
 
 class OneStepDynamics(_StepModel):
@@ -82,7 +88,7 @@ class OneStepDynamics(_StepModel):
     @torch.no_grad()
     def step(self, start: Situation, action_RA: Tensor) -> Situation:
         """Return the predicted situation after one action of each robot."""
-        change = self._map(start, self.action.normalise(action_RA)) * self.reach_O
+        change = self._map(start, self.action.normalise(action_RA), planning=not self.training) * self.reach_O
         following = self.observation.restore(self.observation.normalise(start.obs_BO) + change)
         return advanced(start, action_RA, following)
 
@@ -153,19 +159,30 @@ class MBOPProposal:
         if not noise >= 0.0:
             raise ConfigError(f"the noise {noise} of the proposals must not be negative")
         self.policy, self.dynamics, self.noise = policy, dynamics, noise
+        self._rolled: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self, start: Situation, num_candidates: int, generator: torch.Generator) -> Tensor:
         """Return (B, N, F, A) actions, inside the bounds."""
         place = repeated(start.to(self.policy.device), num_candidates)
         low, high = (bound.to(self.policy.device) for bound in self.policy.body.bounds())
-        spread_A, actions = self.noise * self.policy.action.scale, []
+        spread_A, actions, states = self.noise * self.policy.action.scale, [], []
         for _ in range(self.policy.horizon):
             mean_RA = self.policy(place)
             draw = torch.randn(mean_RA.shape, generator=generator, device=generator.device).to(mean_RA)
             actions.append((mean_RA + spread_A * draw).clamp(low, high))
             place = self.dynamics.step(place, actions[-1])
-        return torch.stack(actions, dim=1).unflatten(0, (-1, num_candidates))
+            states.append(place.obs_BO)
+        drawn, reached = (torch.stack(each, dim=1).unflatten(0, (-1, num_candidates)) for each in (actions, states))
+        self._rolled = drawn, reached
+        return drawn
+
+    @torch.no_grad()
+    def predict(self, start: Situation, actions_BNFA: Tensor) -> Tensor:
+        """Return the states (B, N, F, O) of the one-step dynamics; those of the last draw are known already."""
+        if self._rolled is not None and torch.equal(self._rolled[0], actions_BNFA):
+            return self._rolled[1]
+        return self.dynamics(start, actions_BNFA)
 
 
 def repeated(start: Situation, num: int) -> Situation:

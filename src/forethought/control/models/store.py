@@ -15,6 +15,7 @@ from forethought.control.body import Body
 from forethought.control.models.base import ControlModel
 from forethought.control.models.diffusing import ActionProposal, DiffusionDynamics, JointDiffuser
 from forethought.control.models.settings import ModelConfig
+from forethought.control.models.state_value import StateValue
 from forethought.control.models.stepwise import ClonedPolicy, OneStepDynamics
 from forethought.control.models.value import ReturnValue
 from forethought.core import files
@@ -28,7 +29,15 @@ DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 
 MODELS: dict[str, type[Any]] = {
     f"{model.part}.{model.kind}": model
-    for model in (ActionProposal, DiffusionDynamics, ReturnValue, JointDiffuser, OneStepDynamics, ClonedPolicy)
+    for model in (
+        ActionProposal,
+        DiffusionDynamics,
+        ReturnValue,
+        StateValue,
+        JointDiffuser,
+        OneStepDynamics,
+        ClonedPolicy,
+    )
 }
 
 

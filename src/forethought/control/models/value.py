@@ -64,8 +64,8 @@ class ReturnValue(ControlModel):
             )
         return known
 
-    def learn_from(self, returns: ReturnsToGo) -> None:
-        """Give the returns to go of the training data, by its rows.
+    def learn_from(self, returns: ReturnsToGo, *, discount: float = 1.0) -> None:
+        """Give the returns to go of the training data, by its rows, and the discount they were made with.
 
         Raises:
             ConfigError: not one return is whole.
@@ -99,7 +99,7 @@ class ReturnValue(ControlModel):
         num = actions.shape[1]
         steps = self._steps(states.flatten(0, 1), actions.flatten(0, 1))
         context = rows(self.context(candidates.start.to(device)), num)
-        predicted = self.network(steps, context)[:, 0] * self.units_2[1] + self.units_2[0]
+        predicted = self.inference()(steps, context)[:, 0] * self.units_2[1] + self.units_2[0]
         return predicted.unflatten(0, (-1, num))
 
     def _steps(self, states: Tensor, actions: Tensor) -> Tensor:

@@ -71,13 +71,15 @@ class Judge:
         scores_BN = self.objective.scores(frozen, frozen=alive_BNH)
         penalties_BN, violations_BN = judge(self.constraints, frozen, alive_BNH)
         costs_BN = penalties_BN - scores_BN
-        # An infinite score is no bargain: nothing that is not finite may win.
-        costs_BN = torch.where(costs_BN.isfinite(), costs_BN, torch.inf)
+        # An infinite score is no bargain, and neither is an action that is no number: nothing but finite may win.
+        usable_BN = costs_BN.isfinite() & candidates.actions_BNHA.isfinite().flatten(2).all(2)
+        costs_BN = torch.where(usable_BN, costs_BN, torch.inf)
         rejected_BN = violations_BN > 0
         all_rejected_B = rejected_BN.all(1)
         infinite_BN = torch.full_like(costs_BN, torch.inf)
         hard_BN = torch.where(rejected_BN, infinite_BN, costs_BN)
         # In [0, 1): which of two candidates with as many violations costs less.
         order_BN = costs_BN.argsort(1).argsort(1).to(costs_BN) / costs_BN.shape[1]
-        least_BN = torch.where(costs_BN.isfinite(), _FAR * violations_BN.double() + order_BN, infinite_BN).to(costs_BN)
+        # The sum is taken before it is made far: behind 1e9 an order of less than 1 would be rounded away.
+        least_BN = torch.where(costs_BN.isfinite(), _FAR * (violations_BN + order_BN), infinite_BN)
         return Verdict(torch.where(all_rejected_B[:, None], least_BN, hard_BN), rejected_BN, all_rejected_B)

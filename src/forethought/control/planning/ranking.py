@@ -17,7 +17,9 @@ Ranking = Callable[[Tensor, Tensor, int, float], Tensor]
 
 def rank(name: str, actions_BNHA: Tensor, costs_BN: Tensor, *, top_k: int, temperature: float) -> Tensor:
     """Return the actions (B, H, A) that a ranking makes of the candidates; one that costs infinitely counts nothing."""
-    return RANKINGS[name](actions_BNHA, costs_BN, top_k, temperature)
+    # A mean weighs what is not finite with 0, and 0 times NaN is NaN.
+    safe_BNHA = actions_BNHA.where(actions_BNHA.isfinite(), torch.zeros_like(actions_BNHA))
+    return RANKINGS[name](safe_BNHA, costs_BN, top_k, temperature)
 
 
 def pick(values: Tensor, index_B: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class SSRPlanner:
         """Return the plan; `timed_out` says that it took longer than its budget.
 
         Raises:
-            ConfigError: the proposal returns actions of the wrong shape.
+            ConfigError: the proposal returns actions, or the dynamics states, of the wrong shape.
             ObjectiveError: a user's function raises or returns the wrong shape.
         """
         began = self._clock()
@@ -95,7 +95,8 @@ class SSRPlanner:
         proposed = _stepped(self.proposal, level.proposal_steps)(problem.start, level.num_samples, generator)
         actions_BNHA = self._complete(problem, proposed, warm_BHA)
         dynamics = _stepped(problem.dynamics, level.dynamics_steps)
-        candidates = Candidates(problem.start, actions_BNHA, dynamics(problem.start, actions_BNHA), problem.step)
+        states_BNHS = _checked(dynamics(problem.start, actions_BNHA), actions_BNHA)
+        candidates = Candidates(problem.start, actions_BNHA, states_BNHS, problem.step)
         verdict = _judge(problem, candidates)
         self.all_rejected = bool(verdict.all_rejected_B.any())
         plan = self._conclude(problem, candidates, verdict, began)
@@ -170,6 +171,15 @@ def continued(actions_BHA: Tensor, horizon: int) -> Tensor:
 
 def _stepped(model: Any, steps: int | None) -> Any:
     return model if steps is None or not hasattr(model, "with_steps") else model.with_steps(steps)
+
+
+def _checked(states: Tensor, actions_BNHA: Tensor) -> Tensor:
+    if states.ndim != 4 or states.shape[:3] != actions_BNHA.shape[:3]:
+        raise ConfigError(
+            f"the dynamics returned states of shape {tuple(states.shape)} for actions of {tuple(actions_BNHA.shape)}; "
+            "give one state after each action: (B, N, H, numbers)"
+        )
+    return states
 
 
 def _judge(problem: Problem, candidates: Candidates) -> Verdict:

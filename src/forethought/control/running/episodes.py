@@ -19,6 +19,9 @@ from forethought.core.rng import derive_seed
 
 Floats = NDArray[np.float32]
 Perturb = Callable[[int, int, Floats], Floats]
+FRAME_EVERY = 2
+"""Steps from one kept frame of a filmed episode to the next."""
+_LARGEST_SIDE = 320
 
 
 @dataclass
@@ -113,7 +116,7 @@ def _begin(
     now[robot] = _checked(observation, "the first observation", number, 0)
     episode = Finished(number)
     if number < film:
-        episode.frames.append(np.asarray(envs[robot].render(), np.uint8))
+        episode.frames.append(_frame(envs[robot]))
     return episode
 
 
@@ -125,8 +128,15 @@ def _step(env: Any, episode: Finished, action_A: Floats, now: Floats, robot: int
     now[robot] = _checked(observation, "an observation", episode.number, length)
     episode.rewards.append(float(_checked(reward, "a reward", episode.number, length)))
     episode.terminated, episode.truncated = bool(terminated), bool(truncated) and not bool(terminated)
-    if episode.frames:
-        episode.frames.append(np.asarray(env.render(), np.uint8))
+    if episode.frames and length % FRAME_EVERY == 0:
+        episode.frames.append(_frame(env))
+
+
+def _frame(env: Any) -> NDArray[np.uint8]:
+    """Return a rendered frame, thinned out to at most about 320 pixels a side: a long episode has to fit in memory."""
+    frame = np.asarray(env.render(), np.uint8)
+    step = -(-max(frame.shape[:2]) // _LARGEST_SIDE)
+    return np.ascontiguousarray(frame[::step, ::step])
 
 
 def _shape(env: Any) -> tuple[int]:

@@ -96,8 +96,8 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path | str) -> None:
     files.replace_file(path, text.getvalue().encode())
 
 
-def write_film(finished: Finished, path: Path | str, *, fps: int = 50) -> None:
-    """Write an episode's frames as an animated GIF or MP4, by the ending of the name.
+def write_film(finished: Finished, path: Path | str, *, fps: int = 25) -> None:
+    """Write an episode's kept frames as an animated GIF or MP4, by the ending of the name.
 
     Raises:
         MissingExtraError: imageio is not installed.
@@ -105,7 +105,7 @@ def write_film(finished: Finished, path: Path | str, *, fps: int = 50) -> None:
     imageio: Any = require("imageio.v3", extra="control", purpose="writing a video")
     frames = np.stack(finished.frames)
     if str(path).endswith(".gif"):
-        imageio.imwrite(path, frames[::2], duration=2000.0 / fps, loop=0)
+        imageio.imwrite(path, frames, duration=1000.0 / fps, loop=0)
     else:
         imageio.imwrite(path, frames, fps=fps)
 

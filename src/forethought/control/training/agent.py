@@ -18,7 +18,7 @@ from forethought.control.training.error import proposal_diversity, rollout_error
 from forethought.control.training.fit import MODEL, Data, fit_part
 from forethought.core.errors import InputError
 from forethought.core.run import Exists, Run
-from forethought.data.episodes import Episodes, returns_to_go, split_by_episode
+from forethought.data.episodes import Episodes, split_by_episode
 
 
 def train_agent(
@@ -75,13 +75,15 @@ def split(episodes: Episodes, settings: AgentTraining) -> Data:
     """
     shares = {"train": 1.0 - settings.validation, "validation": settings.validation}
     parts = split_by_episode(episodes, seed=settings.seed, fractions=shares)
-    return Data(parts["train"], parts["validation"], settings.discount, settings.termination_penalty)
+    return Data(
+        parts["train"], parts["validation"], settings.discount, settings.termination_penalty, steady=settings.steady
+    )
 
 
 def _check_returns(data: Data, settings: AgentTraining) -> None:
     """Refuse data without a single known return before the other parts are trained, not after."""
-    if "value.regression" in settings.parts:
-        ReturnValue.known_returns(returns_to_go(data.train, discount=data.discount))
+    if any(part.startswith("value.") for part in settings.parts):
+        ReturnValue.known_returns(data.returns(data.train))
 
 
 def _save(models: dict[str, ControlModel], out: Path, settings: AgentConfig | None) -> None:
@@ -89,7 +91,7 @@ def _save(models: dict[str, ControlModel], out: Path, settings: AgentConfig | No
     dynamics = models.get("dynamics.diffusion") or models.get("dynamics.one-step")
     if proposal is None or dynamics is None:
         return
-    value = models.get("value.regression")
+    value = models.get("value.regression") or models.get("value.state")
     facts = known(proposal.body.env_id)
     agent = Agent(
         proposal,
@@ -111,6 +113,7 @@ def _result(
         "recipe": recipe,
         "seed": settings.seed,
         "env_id": body.env_id,
+        "constant": body.constant,
         "train_episodes": data.train.num_episodes,
         "train_steps": data.train.num_steps,
         "validation_episodes": data.validation.num_episodes,
@@ -128,7 +131,7 @@ def _figures(model: ControlModel, data: Data) -> dict[str, Any]:
     if model.part == "dynamics":
         figures["rollout_error"] = rollout_error(model, data.validation).to_dict()
     elif isinstance(model, ReturnValue):
-        figures["calibration"] = value_calibration(model, data.validation, discount=data.discount)
+        figures["calibration"] = value_calibration(model, data.validation, returns=data.returns(data.validation))
     elif isinstance(model, ActionProposal):
         figures["diversity"] = proposal_diversity(model, data.validation)
     return figures

@@ -17,7 +17,7 @@ from forethought.control.models import ActionProposal, ControlModel, ReturnValue
 from forethought.control.models.stepwise import PLANNED
 from forethought.core.errors import ConfigError
 from forethought.core.rng import derive_seed, generator, torch_generator
-from forethought.data.episodes import Episodes, WindowBatch, WindowConfig, WindowCutter, returns_to_go
+from forethought.data.episodes import Episodes, ReturnsToGo, WindowBatch, WindowConfig, WindowCutter, returns_to_go
 from forethought.plan import Candidates
 
 _WINDOWS = 1024
@@ -77,12 +77,17 @@ def validation_loss(model: ControlModel, episodes: Episodes, *, seed: int = 0, d
 
 @torch.no_grad()
 def value_calibration(
-    value: ReturnValue, episodes: Episodes, *, discount: float = 0.99, seed: int = 0
+    value: ReturnValue,
+    episodes: Episodes,
+    *,
+    discount: float = 0.99,
+    seed: int = 0,
+    returns: ReturnsToGo | None = None,
 ) -> dict[str, float]:
     """Return how a value's predictions stand to the returns of held-out episodes: error (in standard deviations of the
     returns), r2, slope of return on prediction, and bias."""
     window = WindowConfig(history=value.settings.history, horizon=value.settings.horizon)
-    returns = returns_to_go(episodes, discount=discount)
+    returns = returns_to_go(episodes, discount=discount) if returns is None else returns
     batch = held_out(episodes, window, seed=seed)
     known = returns.complete_N[batch.rows_B]
     actual = returns.values_N[batch.rows_B].astype(np.float64)[known]

@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from forethought.control.body import Body
 from forethought.control.models import MODELS, ControlModel, ReturnValue, load_model, save_model
 from forethought.control.models.stepwise import PLANNED
 from forethought.control.training.config import PartConfig
-from forethought.control.training.error import rollout_error, validation_loss
+from forethought.control.training.error import rollout_error, validation_loss, value_calibration
 from forethought.core import files
 from forethought.core.errors import ConfigError, InputError
 from forethought.core.progress import track
 from forethought.core.run import Exists, Run
 from forethought.data.episodes import (
     Episodes,
+    ReturnsToGo,
     WindowBatches,
     WindowConfig,
     WindowCutter,
@@ -41,6 +44,18 @@ class Data:
     validation: Episodes
     discount: float = 0.99
     termination_penalty: float = 0.0
+    steady: bool = False
+
+    def returns(self, episodes: Episodes) -> ReturnsToGo:
+        """Return the returns to go of episodes as the value learns them."""
+        tail_E: NDArray[np.float64] | None = None
+        if self.steady:
+            if not self.discount < 1.0:
+                raise ConfigError("steady needs a discount below 1: a reward that goes on for ever has no sum")
+            tail_E = episodes.returns / episodes.lengths / (1.0 - self.discount)
+        return returns_to_go(
+            episodes, discount=self.discount, termination_penalty=self.termination_penalty, tail_E=tail_E
+        )
 
 
 def fit_part(
@@ -113,7 +128,10 @@ class _Fit:
         return model
 
     def _validate(self) -> float:
-        return validation_loss(self.model, self.data.validation, seed=self.seed, discount=self.data.discount)
+        if isinstance(self.model, ReturnValue):
+            returns = self.data.returns(self.data.validation)
+            return value_calibration(self.model, self.data.validation, returns=returns, seed=self.seed)["error"]
+        return validation_loss(self.model, self.data.validation, seed=self.seed)
 
     def _take_average(self) -> None:
         if self.settings.loop.ema_decay is None:
@@ -143,7 +161,7 @@ class _Fit:
 def window_of(model: ControlModel, episodes: Episodes) -> WindowConfig:
     """Return the windows that a model learns from; planned actions are cut along where the data has them."""
     extras = (PLANNED,) if PLANNED in episodes.arrays else ()
-    return WindowConfig(history=model.settings.history, horizon=model.settings.horizon, extras=extras)
+    return WindowConfig(history=model.settings.history, horizon=model.reach, extras=extras)
 
 
 def _model_loss(model: nn.Module, batch: Any) -> Any:
@@ -165,9 +183,7 @@ def _begin(
         stride = max(1, len(cutter.anchors) // _PREPARED_WINDOWS)
         model.prepare(cutter.cut(cutter.anchors[::stride]))
     if isinstance(model, ReturnValue):
-        model.learn_from(
-            returns_to_go(data.train, discount=data.discount, termination_penalty=data.termination_penalty)
-        )
+        model.learn_from(data.returns(data.train), discount=data.discount)
     return model
 
 
@@ -179,6 +195,7 @@ def _check_inputs(run: Run, data: Data, start: ControlModel | None, seed: int) -
         "seed": seed,
         "discount": data.discount,
         "termination_penalty": data.termination_penalty,
+        **({"steady": True} if data.steady else {}),
     }
     path = run.directory / INPUTS
     if not path.exists():

@@ -5,11 +5,13 @@ Legend: B batch (1 for a condition that all rows share), F horizon, X features a
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from forethought.nn.denoisers.config import DenoiserConfig
 from forethought.nn.denoisers.embed import TimeEmbedding
+from forethought.nn.denoisers.folded import FoldedMLP
 from forethought.nn.denoisers.interface import Denoiser, Prepared
 from forethought.nn.layers import Linear, RMSNorm
 
@@ -44,6 +46,10 @@ class MLPDenoiser(Denoiser):
         self.layers = nn.ModuleList(ResidualLayer(width, middle) for _ in range(shape.num_layers))
         self.norm = RMSNorm(width, 1e-6)
         self.output = Linear(width, shape.horizon * shape.size)
+
+    def frozen(self, dtype: torch.dtype = torch.float32) -> Denoiser:
+        """Return the folded form (see `Denoiser.frozen`)."""
+        return FoldedMLP(self, dtype)
 
     def prepare(self, context: Tensor | None, aligned: Tensor | None) -> Prepared:
         """Return the part of the first layer that the conditions make, [B or 1, D]."""

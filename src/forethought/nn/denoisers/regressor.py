@@ -5,6 +5,9 @@ Legend: B batch, F steps, X features a step, K context tokens, C features of one
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,7 +17,9 @@ from forethought.core.errors import InputError
 from forethought.nn.block import Block
 from forethought.nn.config import BlockConfig
 from forethought.nn.denoisers.config import Backbone, Count, Size
+from forethought.nn.denoisers.folded import FoldedStack
 from forethought.nn.denoisers.mlp import ResidualLayer
+from forethought.nn.denoisers.packed import Packed, pack_linears
 from forethought.nn.initialise import initialise
 from forethought.nn.layers import Embedding, Linear, RMSNorm
 
@@ -56,6 +61,19 @@ class SequenceRegressor(nn.Module):
         self.output = Linear(shape.hidden_size, shape.outputs)
         initialise(self, seed)
 
+    def frozen(self, dtype: torch.dtype = torch.float32) -> SequenceRegressor:
+        """Return a copy for inference, with its weights as they are now; the residual MLP in another type if asked.
+
+        It takes and returns fp32 and equals the network up to rounding (of that type); it stays on its device.
+        """
+        made = copy.deepcopy(self).requires_grad_(False).eval()
+        if isinstance(made.body, _MLPBody):
+            made.body = _FoldedBody(made.body, made.norm, made.output, dtype)
+            made.norm, made.output = nn.Identity(), nn.Identity()
+        else:
+            pack_linears(made)
+        return made
+
     def forward(self, x_BFX: Tensor, context_BKC: Tensor | None = None) -> Tensor:
         """Return [B, outputs].
 
@@ -89,6 +107,25 @@ class _MLPBody(nn.Module):
         for layer in self.layers:
             hidden_BD = layer(hidden_BD)
         return hidden_BD
+
+
+class _FoldedBody(nn.Module):
+    """The residual MLP with its last norm and map, folded for inference."""
+
+    def __init__(self, body: _MLPBody, norm: RMSNorm, output: Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.context_input = dtype, body.context_input
+        self.chunk, self.bias = Packed(body.chunk_input.weight.to(dtype)), body.chunk_input.bias
+        layers: list[Any] = list(body.layers)
+        self.stack = FoldedStack(layers, norm, output, dtype)
+        self.up_biases = [layer.up.bias.detach().to(dtype) for layer in layers]
+
+    def forward(self, x_BFX: Tensor, context_BKC: Tensor | None) -> Tensor:
+        row = self.bias[None]
+        if self.context_input is not None and context_BKC is not None:
+            row = row + self.context_input(context_BKC.flatten(1))
+        hidden_BD = self.chunk(x_BFX.flatten(1).to(self.dtype), None) + row
+        return self.stack(hidden_BD, tuple(self.up_biases)).float()
 
 
 class _TransformerBody(nn.Module):

@@ -6,11 +6,18 @@ far goals over the data's own latents; evaluate.py measures all of them on held-
 
 from __future__ import annotations
 
-from forethought.world.planning.amortised import InverseConfig, InverseDynamics, InversePolicy, fit_inverse
+from forethought.world.planning.amortised import (
+    GuidedPolicy,
+    InverseConfig,
+    InverseDynamics,
+    InversePolicy,
+    fit_inverse,
+)
 from forethought.world.planning.arena import SystemArena
 from forethought.world.planning.dynamics import LatentDynamics
 from forethought.world.planning.evaluate import Arena, EvaluationConfig, Pairs, choose_pairs, evaluate_policies
 from forethought.world.planning.policies import GoalConfig, GoalPolicy, NoOpPolicy, Policy, RandomPolicy
+from forethought.world.planning.scripted import ScriptedPolicy
 from forethought.world.planning.subgoals import SubgoalConfig, SubgoalGraph, SubgoalPolicy
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "EvaluationConfig",
     "GoalConfig",
     "GoalPolicy",
+    "GuidedPolicy",
     "InverseConfig",
     "InverseDynamics",
     "InversePolicy",
@@ -26,6 +34,7 @@ __all__ = [
     "Pairs",
     "Policy",
     "RandomPolicy",
+    "ScriptedPolicy",
     "SubgoalConfig",
     "SubgoalGraph",
     "SubgoalPolicy",

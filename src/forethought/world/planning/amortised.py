@@ -1,12 +1,16 @@
 """A planner without a search: inverse dynamics on frozen latents gives the next block from here and the goal.
 
 A small network learns, on the data, which block left latent z_t when z_{t+k} came k blocks later, for every k up to a
-horizon. Acting is one pass instead of a search (compare arXiv 2605.08732).
+horizon. Acting is one pass instead of a search (compare arXiv 2605.08732). Rolled out through the world model, the same
+network also gives a search its first guess, which matters where the data act skilfully and chance does not.
 
-Legend: B rows, D latent width, A numbers of a block.
+Legend: B rows, D latent width, A numbers of a block, H blocks of a plan.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +24,10 @@ from forethought.core.errors import DataError
 from forethought.core.rng import generator
 from forethought.data import Episodes
 from forethought.nn import Linear, initialise
+from forethought.plan import Plan, Planner, Problem
+from forethought.world.data import encode_rows
 from forethought.world.model import WorldModel
-from forethought.world.planning.policies import Array
+from forethought.world.planning.policies import Array, GoalConfig, GoalPolicy
 
 
 @config
@@ -63,8 +69,8 @@ def fit_inverse(model: WorldModel, episodes: Episodes, settings: InverseConfig |
     rows, room = _anchors(episodes, model.config.frame_skip)
     if not len(rows):
         raise DataError(f"{episodes.source}: no episode is longer than a block of {model.config.frame_skip} steps")
-    latents_ND = model.encode_all(torch.from_numpy(np.ascontiguousarray(episodes.array("frames"))))
-    actions = torch.from_numpy(np.asarray(episodes.array("actions"), np.float32)).to(latents_ND.device)
+    latents_ND = encode_rows(model, episodes)
+    actions = torch.from_numpy(np.array(episodes.array("actions"), np.float32)).to(latents_ND.device)
     network = InverseDynamics(model.config.latent_size, model.config.block_dim, chosen.hidden_size, seed=chosen.seed)
     network.to(latents_ND.device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=chosen.lr, weight_decay=1e-3)
@@ -108,6 +114,51 @@ class InversePolicy:
             raw_BTA = self._model.restore_blocks(blocks_BA[:, None]).cpu().numpy()
             self._queue = [raw_BTA[:, index] for index in range(raw_BTA.shape[1])]
         return self._queue.pop(0)
+
+
+class GuidedPolicy(GoalPolicy):
+    """Plans as GoalPolicy does, from a first guess by inverse dynamics and with candidates near to it.
+
+    spread: the standard deviation of the first candidates about the guess, in normalised actions.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        network: InverseDynamics,
+        settings: GoalConfig | None = None,
+        *,
+        spread: float = 0.5,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, settings, **options)
+        self._network, self._spread = network, spread
+        self._planner = self._guided(self._planner)
+
+    def guess(self, latents_BTD: Tensor, horizon: int) -> Tensor:
+        """Return blocks (B, H, A) that inverse dynamics would take, each from the latent predicted after the last."""
+        low, high = self.model.block_bounds()
+        latents, past = latents_BTD[:, -1:], latents_BTD.new_zeros(len(latents_BTD), 0, self.model.config.block_dim)
+        goals_BD = self.goals_for(latents[:, -1])
+        blocks: list[Tensor] = []
+        for _ in range(horizon):
+            blocks.append(torch.clamp(self._network(latents[:, -1], goals_BD), low, high)[:, None])
+            latents = self.model.rollout(latents, blocks[-1], past_BTA=past, history=1)
+        return torch.cat(blocks, dim=1)
+
+    def _guided(self, planner: Planner) -> Planner:
+        def plan(
+            problem: Problem,
+            generator: torch.Generator,
+            *,
+            warm_BHA: Tensor | None = None,
+            deadline_s: float | None = None,
+        ) -> Plan:
+            near = replace(problem, prior_std=torch.full((problem.action_dim,), self._spread))
+            guess_BHA = self.guess(problem.start.latents_BTD, problem.horizon)
+            return planner(near, generator, warm_BHA=guess_BHA, deadline_s=deadline_s)
+
+        return plan
 
 
 def _anchors(episodes: Episodes, skip: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

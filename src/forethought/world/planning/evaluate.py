@@ -24,6 +24,7 @@ from forethought.core.rng import derive_seed, generator
 from forethought.data import Episodes
 from forethought.stats import wilson
 from forethought.world.planning.policies import Policy
+from forethought.world.planning.scripted import Informed
 
 Array = NDArray[Any]
 
@@ -151,6 +152,9 @@ def run_policy(
 ) -> dict[str, Any]:
     """Run one policy on all pairs in lock-step; return successes, steps to success, seconds and the states passed."""
     arena.reset(pairs.starts_BS)
+    informed = policy if isinstance(policy, Informed) else None
+    if informed is not None:
+        informed.tell_goals(pairs.starts_BS, pairs.goals_BS)
     began = time.perf_counter()
     policy.begin(pairs.goal_frames_BHWC, seed)
     thinking = time.perf_counter() - began
@@ -160,6 +164,8 @@ def run_policy(
     path, frames = [arena.states()], [arena.frames()] if keep_frames else []
     for step in range(1, budget + 1):
         seen = arena.frames()
+        if informed is not None:
+            informed.tell_states(path[-1])
         began = time.perf_counter()
         actions = policy.act(seen)
         thinking += time.perf_counter() - began

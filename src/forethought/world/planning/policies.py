@@ -19,6 +19,7 @@ from forethought.core.errors import ConfigError
 from forethought.core.rng import generator
 from forethought.plan import (
     CEM,
+    ICEM,
     Controller,
     ControllerConfig,
     Moment,
@@ -29,7 +30,7 @@ from forethought.plan import (
     over_horizon,
 )
 from forethought.world.model import WorldModel
-from forethought.world.planning.dynamics import LatentDynamics, LatentStart
+from forethought.world.planning.dynamics import LatentDynamics, LatentStart, Precision
 
 Array = NDArray[Any]
 
@@ -65,10 +66,15 @@ class GoalConfig:
     num_candidates: int = Field(default=128, ge=2)
     num_elites: int = Field(default=12, ge=2)
     num_iterations: int = Field(default=6, ge=1)
+    search: Literal["cem", "icem"] = "cem"
+    """cem, or icem: smooth candidates, and elites that are kept."""
+    precision: Precision = "auto"
+    """Arithmetic of the candidates' rollouts: auto, fp32 or bf16."""
 
-    def planner(self) -> CEM:
+    def planner(self) -> CEM | ICEM:
         """Return the planner of these sizes; the published ones are 300, 30 and 10 or 30."""
-        return CEM(num_candidates=self.num_candidates, num_elites=self.num_elites, num_iterations=self.num_iterations)
+        kind = CEM if self.search == "cem" else ICEM
+        return kind(num_candidates=self.num_candidates, num_elites=self.num_elites, num_iterations=self.num_iterations)
 
 
 class GoalPolicy:
@@ -88,7 +94,7 @@ class GoalPolicy:
         self.model = model
         self._planner = planner or self.settings.planner()
         self._on_plan = on_plan
-        self._dynamics = LatentDynamics(model, self.settings.history)
+        self._dynamics = LatentDynamics(model, self.settings.history, self.settings.precision)
         self._goals_BD: Tensor = torch.empty(0)
         self._controller: Controller | None = None
         self._seen: list[Tensor] = []

@@ -22,6 +22,7 @@ from torch import Tensor
 from forethought.core.config import config
 from forethought.core.errors import DataError
 from forethought.data import Episodes
+from forethought.world.data import encode_rows
 from forethought.world.model import WorldModel
 from forethought.world.planning.policies import Array, GoalConfig, GoalPolicy
 
@@ -56,7 +57,7 @@ class SubgoalGraph:
         if not len(before):
             raise DataError(f"{episodes.source}: no two frames are {model.config.frame_skip} steps apart; collect more")
         self.rows = rows
-        self.latents_ND = model.encode_all(torch.from_numpy(np.ascontiguousarray(episodes.array("frames")[rows]))).cpu()
+        self.latents_ND = encode_rows(model, episodes, rows).cpu()
         steps = (self.latents_ND[before] - self.latents_ND[after]).norm(dim=1)
         self.block_step = float(steps.median())
         near_from, near_to, near_length = self._near(self.settings.neighbours, self.settings.reach * self.block_step)

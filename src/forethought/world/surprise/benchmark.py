@@ -21,9 +21,9 @@ from forethought.core.config import config
 from forethought.core.errors import DataError
 from forethought.core.rng import generator
 from forethought.data import Episodes
-from forethought.stats import wilson
+from forethought.stats import Interval, wilson
 from forethought.world.planning.evaluate import Arena, states_of
-from forethought.world.surprise.metrics import auroc, separation
+from forethought.world.surprise.metrics import separation
 from forethought.world.surprise.monitor import SurpriseMonitor, Trace
 from forethought.world.surprise.perturbations import Moment, Perturbation, teleport
 
@@ -106,8 +106,13 @@ def surprise_benchmark(
 ) -> dict[str, Any]:
     """Return, for every perturbation, AUROC, paired accuracy, rates, delay and effect size; and the false alarms.
 
+    The interval of the false flags counts frames as what they are worth: flags of neighbouring frames come together,
+    so their number is divided by the design effect over runs (Kish 1965). `failures` says in words what a monitor that
+    knows physics would not do: a violation that is not told from nominal runs, a change of looks that surprises more
+    than the strongest violation, more false flags than alpha. It is empty for a working model.
+
     Raises:
-        DataError: as choose_runs.
+        DataError: as choose_runs and flag_rate.
     """
     chosen = settings or BenchmarkConfig()
     runs = choose_runs(episodes, chosen)
@@ -125,9 +130,8 @@ def surprise_benchmark(
         figures[broken.name] = {**found.to_dict(), "physical": broken.is_physical, **_delay(traces, chosen.event)}
         if progress is not None:
             progress(index + 1, len(perturbations))
-    flags = int(sum(trace.flag.sum() for trace in nominal))
     alarms = int(sum(trace.alarm.any() for trace in nominal))
-    rate = wilson(flags, int(judged.sum()))
+    rate, effective = flag_rate(np.stack([trace.flag for trace in nominal]), judged)
     return {
         "pairs": chosen.num_pairs,
         "event": chosen.event,
@@ -135,9 +139,48 @@ def surprise_benchmark(
         "alpha": monitor.alpha,
         "false_flag_rate": rate.estimate,
         "false_flag_interval": [rate.low, rate.high],
+        "effective_frames": effective,
         "false_alarm_episodes": alarms,
         "perturbations": figures,
+        "failures": _failures(figures, rate, monitor.alpha),
     }
+
+
+def flag_rate(flags_BT: Array, judged_BT: Array) -> tuple[Interval, float]:
+    """Return the share of judged frames that are flagged, with Wilson's interval, and how many frames they are worth.
+
+    Raises:
+        DataError: no frame was judged.
+    """
+    counts_B = judged_BT.sum(axis=1).astype(np.float64)
+    frames = float(counts_B.sum())
+    if not frames:
+        raise DataError("no frame was judged; runs must be longer than the model's frame-skip")
+    flags_B = (flags_BT & judged_BT).sum(axis=1)
+    rate = float(flags_B.sum()) / frames
+    # The variance of a ratio over runs, against that of as many independent frames.
+    runs = len(counts_B)
+    clustered = float(np.square(flags_B - rate * counts_B).sum()) * runs / max(runs - 1, 1) / frames**2
+    alone = rate * (1 - rate) / frames
+    effective = frames / max(1.0, clustered / alone) if alone > 0 else frames
+    count = max(1, round(effective))
+    found = wilson(round(rate * count), count)
+    return Interval(rate, min(found.low, rate), max(found.high, rate), found.level), effective
+
+
+def _failures(figures: dict[str, Any], rate: Interval, alpha: float) -> list[str]:
+    reasons = [
+        f"{name} is not told from nominal runs (AUROC {each['auroc']:.2f}, 95 % from {each['auroc_interval'][0]:.2f})"
+        for name, each in figures.items()
+        if each["physical"] and each["auroc_interval"][0] <= 0.5
+    ]
+    physical, visual = ({k: v["mean_z"] for k, v in figures.items() if v["physical"] is kind} for kind in (True, False))
+    if physical and visual and max(visual.values()) >= max(physical.values()):
+        strongest = max(visual, key=lambda name: visual[name])
+        reasons.append(f"{strongest}, a change of looks only, surprises more than any violation")
+    if rate.low > alpha:
+        reasons.append(f"{rate.estimate:.1%} of nominal frames are flagged, at alpha {alpha:g}")
+    return reasons
 
 
 def psychometric_curve(
@@ -147,17 +190,27 @@ def psychometric_curve(
     distances: Sequence[float],
     settings: BenchmarkConfig | None = None,
 ) -> dict[str, list[float]]:
-    """Return the AUROC of teleports against their distance (in the units of the state); 0 gives one half."""
+    """Return the AUROC of teleports against their distance (in the units of the state); 0 gives one half.
+
+    `low` and `high` are its 95 % interval by bootstrap over runs.
+
+    Raises:
+        DataError: as choose_runs.
+    """
     chosen = settings or BenchmarkConfig()
     runs = choose_runs(episodes, chosen)
     actions_BTA = runs.actions_TBA.swapaxes(0, 1)
     window = slice(chosen.event, chosen.event + monitor.model.config.frame_skip)
     twins = np.stack([trace.z for trace in monitor.traces(play(arena, runs, chosen), actions_BTA)])[:, window]
-    values: list[float] = []
+    curve: dict[str, list[float]] = {"distance": [], "auroc": [], "low": [], "high": []}
     for distance in distances:
         traces = monitor.traces(play(arena, runs, chosen, teleport(distance)), actions_BTA)
-        values.append(auroc(np.stack([trace.z for trace in traces])[:, window], twins))
-    return {"distance": [float(each) for each in distances], "auroc": values}
+        z = np.stack([trace.z for trace in traces])[:, window]
+        found = separation(z, twins, twins, seed=chosen.seed).auroc
+        row = {"distance": float(distance), "auroc": found.estimate, "low": found.low, "high": found.high}
+        for name, value in row.items():
+            curve[name].append(value)
+    return curve
 
 
 def _window(broken: Perturbation, settings: BenchmarkConfig, skip: int) -> slice:

@@ -167,15 +167,61 @@ def wall_penetration() -> Perturbation:
     return Perturbation("wall_penetration", True, move=move, first=4, last=9)
 
 
+def vanish() -> Perturbation:
+    """What moves cannot be seen any more; it goes on acting."""
+
+    def show(frames_BHWC: Array, moment: Moment) -> Array:
+        return _background(moment)
+
+    return Perturbation("vanish", True, show=show)
+
+
+def duplicate() -> Perturbation:
+    """A second one of what moves is seen half the room away, doing the same."""
+
+    def show(frames_BHWC: Array, moment: Moment) -> Array:
+        states = moment.arena.states()
+        here, span = states[:, list(moment.places)], moment.high - moment.low
+        copies = _frames_at(moment, states, moment.low + (here - moment.low + span / 2) % span)
+        still = _background(moment).astype(np.int16)
+        own, other = (np.abs(frames - still).max(axis=3, keepdims=True) for frames in (frames_BHWC, copies))
+        return np.where(other > own, copies, frames_BHWC)
+
+    return Perturbation("duplicate", True, show=show)
+
+
+def _background(moment: Moment) -> Array:
+    """Return what is seen where nothing moves: the median of frames with what moves at five places far apart."""
+    states, span = moment.arena.states(), moment.high - moment.low
+    shown = []
+    for number in range(5):
+        # Multiples of irrational numbers spread over the room without repeating a row or a column.
+        shares = (0.1 + number * np.array([0.618034, 0.754878, 0.569840])[np.arange(len(moment.places)) % 3]) % 1.0
+        shown.append(_frames_at(moment, states, np.tile(moment.low + shares * span, (len(states), 1))))
+    return np.median(np.stack(shown), axis=0).astype(np.uint8)
+
+
+def _frames_at(moment: Moment, states_BS: Array, places_BP: Array) -> Array:
+    """Return the frames of states with what moves put elsewhere; the arena is left as it was."""
+    moved = states_BS.copy()
+    moved[:, list(moment.places)] = places_BP
+    moment.arena.reset(moved)
+    frames = moment.arena.frames()
+    moment.arena.reset(states_BS)
+    return frames
+
+
 PERTURBATIONS: dict[str, Callable[..., Perturbation]] = {
     "camera_shift": camera_shift,
     "delay": delay,
     "double_speed": double_speed,
+    "duplicate": duplicate,
     "freeze": freeze,
     "lighting": lighting,
     "recolour": recolour,
     "sign_flip": sign_flip,
     "teleport": teleport,
+    "vanish": vanish,
     "wall_penetration": wall_penetration,
 }
 
