@@ -56,6 +56,10 @@ BENCHMARKS_LEAD = (
     "process, medians with 95 % intervals (`low`, `high`). `make bench` runs all; `--quick` runs one in under 50 s "
     "and writes nothing."
 )
+STUDIES_LEAD = (
+    "Experiments, no timings: the pages of the capabilities show what came out, every row and interval is in the JSON. "
+    "CPU-seconds are those of one thread, trainings that another study shares left out."
+)
 # Python versions word the headings of argparse and the addresses of defaults differently.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -95,10 +99,6 @@ def public_names() -> str:
 
 # No figure of these stands anywhere; a full run writes its JSON, and its name goes from here.
 PREPARED = (
-    "certify",
-    "control",
-    "pretrain",
-    "world",
     "gpu/control",
     "gpu/decode",
     "gpu/pretrain",
@@ -125,6 +125,14 @@ def benchmarks() -> str:
         ]
     parts += ["", "## Prepared, not yet run", ""]
     parts += [f"- `benchmarks/{name}.py`: {_lead(name)}" for name in PREPARED]
+    parts += ["", "## Studies", "", STUDIES_LEAD, ""]
+    for path in sorted((ROOT / "benchmarks" / "results" / "studies").glob("*.json")):
+        record = json.loads(path.read_text())
+        seeds = f"{len(record['seeds'])} seeds, " if record["seeds"] else ""
+        parts.append(
+            f"- `studies/{path.stem}.json`: {_lead(f'studies/{path.stem}')} `{record['command']}`, {seeds}"
+            f"{record['cpu_seconds']:.0f} CPU-seconds."
+        )
     return "\n".join(parts) + "\n"
 
 
