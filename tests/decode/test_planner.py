@@ -407,7 +407,7 @@ def test_shadows_teach_about_prompt_lookup_without_a_trial():
 
 
 def test_lookup_as_a_rescue_is_judged_by_the_places_where_it_would_have_come():
-    planner = Planner(PlannerConfig(exploration=0.0, seconds=1e9), FAST_DRAFT)
+    planner = Planner(PlannerConfig(exploration=0.0, seconds=1e9, rounds=10**9), FAST_DRAFT)
     planner.plan = Plan("ssd", 4, 16, fallback="draft", jit_length=4)
     for number in range(400):
         # Where the model foresaw the verdict the text repeats itself; after a miss it seldom does.
@@ -427,6 +427,24 @@ def test_lookup_as_a_rescue_is_judged_by_the_places_where_it_would_have_come():
     for _ in range(400):
         planner.observe(Round(5, 1, 0.0, 0.02, 0.02, 1, [("none", 0, 0)]))
     assert planner.report()["acceptance"]["rescue"][0] < 0.15
+
+
+def test_a_new_plan_that_brings_far_less_than_was_promised_is_thought_over_at_once():
+    def plans_after(share: float, rounds: int = 60) -> list[Plan]:
+        told: list[Plan] = []
+        planner = Planner(PlannerConfig(exploration=0.0, seconds=1e9), FAST_DRAFT, on_change=told.append)
+        promised = planner.forecast(planner.plan)
+        kept = planner.plan.num_speculative_tokens
+        for _ in range(rounds):
+            # As many tokens as can be, in a time that makes the promised rate a truth or a disappointment.
+            total = (kept + 1) / (share * promised.rate)
+            verdict = [("cache", kept, kept)]
+            planner.observe(Round(kept + 1, 1, 0.0, 0.8 * total, total, kept + 1, verdict))
+        return told
+
+    assert plans_after(1.0) == []
+    assert len(plans_after(0.2, rounds=7)) == 0
+    assert len(plans_after(0.2, rounds=8)) == 1
 
 
 def test_trees_that_grow_slower_than_the_drafts_own_pace_are_forecast_as_they_come():

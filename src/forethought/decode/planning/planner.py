@@ -50,6 +50,8 @@ CREDIT_ROUNDS = 2000
 MOST_VERDICTS = 6
 # A batch that grows or shrinks is planned for anew this often at most, as a share of the usual time between.
 HASTE = 0.15
+# A new plan that brings so much less than was promised in its first rounds is thought over at once.
+DISAPPOINTING, FIRST_ROUNDS = 0.9, 6
 # The plan that priors choose is soon thought over.
 FIRST_PATIENCE, MOST_PATIENCE = 0.2, 4.0
 
@@ -119,6 +121,7 @@ class Planner:
         self._batch, self._context, self._credit, self._round_seconds = 1.0, 0.0, 0.0, 0.0
         self._since_change, self._since_considered, self._seconds_since, self._planned_batch = 0, 0, 0.0, 1.0
         self._trial_left, self._considered, self._patience, self._steady = 0, 0, FIRST_PATIENCE, 0
+        self._came, self._took = 0.0, 0.0
         self._tried_at: dict[tuple[Method, Fallback], int] = {}
         self._best = self._forecasts(self._beliefs())[0]
         self._by_ranks = self._by_curve = self._promised = self._best
@@ -150,7 +153,7 @@ class Planner:
         # Plans are for a batch: one of another size cannot wait long, unless sizes change all the time.
         low, high = sorted((self._batch, self._planned_batch))
         other = high > 1.25 * low and self._since_considered >= min(LAG, self.config.rounds)
-        if due or (other and self._seconds_since >= HASTE * self.config.seconds):
+        if due or self._is_disappointing or (other and self._seconds_since >= HASTE * self.config.seconds):
             self._consider()
 
     def observe_rank(self, source: str, num_drafted: int, accepted: int, rank: int | None) -> None:
@@ -217,6 +220,7 @@ class Planner:
             host=host,
         )
         self._accounts.add(happened.emitted, happened.total, self._promised.rate)
+        self._came, self._took = self._came + happened.emitted, self._took + happened.total
 
     def _consider(self) -> None:
         """Take the plan with the best forecast, or try out one that might be better still."""
@@ -266,6 +270,12 @@ class Planner:
         return plan
 
     @property
+    def _is_disappointing(self) -> bool:
+        if self._since_change != max(LAG + FIRST_ROUNDS, self.config.rounds):
+            return False
+        return self._came < DISAPPOINTING * self._promised.rate * self._took
+
+    @property
     def _most_credit(self) -> float:
         """What the account can hold: having grown for an hour, it must not pay for a minute of bad plans."""
         return CREDIT_ROUNDS * self.config.exploration * self._round_seconds
@@ -279,6 +289,7 @@ class Planner:
         self._promised = self._forecast(plan, beliefs)
         if plan != self.plan:
             self.plan, self._since_change = plan, 0
+            self._came, self._took = 0.0, 0.0
             if self.on_change is not None:
                 self.on_change(plan)
 
