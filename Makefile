@@ -11,7 +11,7 @@ TEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg RAY_USAGE_STATS_ENABLED=0 $(BIN)/python
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo     the main job: corpus -> target and draft -> speculation -> report (under 8 minutes on 2 cores)"
+	@echo "make demo     the tour: models, certificate, speculation, world, control -> one page (a quarter of an hour, 2 cores)"
 	@echo "make test     the test suite (under 10 minutes on 2 cores)"
 	@echo "make check    ruff, pyright, import contracts, lengths, forbidden calls"
 	@echo "make bench    every benchmark in full, results in benchmarks/results"
@@ -29,11 +29,15 @@ help:
 	$(PIP) -e .
 	@touch $@
 
+.venv/.demo: .venv/.demo
+	$(PIP) -e '.[demo]'
+	@touch $@
+
 .venv/.dev: .venv/.core
 	$(PIP) -e '.[dev,data,cluster,serve,certify,control,world,gguf,onnx]'
 	@touch $@
 
-demo: .venv/.core
+demo: .venv/.demo
 	$(BIN)/forethought demo --out $(DEMO_OUT) --exists resume
 
 test: .venv/.dev

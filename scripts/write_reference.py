@@ -14,10 +14,12 @@ import json
 import os
 import re
 import sys
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reference"
+DRAWINGS = "drawings"
 ROOMS = (
     "",
     ".core",
@@ -53,8 +55,8 @@ CORE = (
 NOTE = "<!-- written by scripts/write_reference.py; `make docs` renews it -->"
 BENCHMARKS_LEAD = (
     "Every table is the committed JSON of `benchmarks/results`. Ratios are of two arms measured in turn in one "
-    "process, medians with 95 % intervals (`low`, `high`). `make bench` runs all; `--quick` runs one in under 50 s "
-    "and writes nothing."
+    "process, medians with 95 % intervals (`low`, `high`); of nested results the ratios are shown. `make bench` runs "
+    "all; `--quick` runs one in under 50 s and writes nothing. The drawings are made of the same files."
 )
 STUDIES_LEAD = (
     "Experiments, no timings: the pages of the capabilities show what came out, every row and interval is in the JSON. "
@@ -69,7 +71,7 @@ def command_line() -> str:
     from forethought.app.cli import VERBS, overview
 
     parts = ["# Command line", "", NOTE, "", "```text", overview().rstrip(), "```"]
-    for verb in VERBS:
+    for verb in [form for name in VERBS for form in (name, *FORMS.get(name, ()))]:
         parts += ["", f"## {verb}", "", "```text", help_of(verb), "```"]
     return "\n".join(parts) + "\n"
 
@@ -97,6 +99,8 @@ def public_names() -> str:
     return "\n".join(parts) + "\n"
 
 
+# Verbs that have another set of flags under one of them.
+FORMS = {"pretrain distil": ("pretrain distil --from-run RUN",)}
 # No figure of these stands anywhere; a full run writes its JSON, and its name goes from here.
 PREPARED = (
     "gpu/control",
@@ -106,8 +110,8 @@ PREPARED = (
 )
 
 
-def benchmarks() -> str:
-    """Return the page of committed benchmark results: what was measured, on what, by which command."""
+def benchmarks(drawn: Container[str]) -> str:
+    """Return the page of committed results: what was measured, on what, by which command, with its drawing."""
     parts = ["# Benchmarks", "", NOTE, "", BENCHMARKS_LEAD]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         record = json.loads(path.read_text())
@@ -115,8 +119,9 @@ def benchmarks() -> str:
         lead = ast.get_docstring(ast.parse(script)) or ""
         hardware, versions = record["hardware"], record["versions"]
         parts += ["", f"## {path.stem}", "", lead, "", "| figure | value |", "|---|---|"]
-        parts += [f"| {name.replace('_', ' ')} | {_figure(value)} |" for name, value in record["figures"].items()]
+        parts += [f"| {name.replace('_', ' ')} | {_figure(value)} |" for name, value in _leaves(record["figures"])]
         parts += [
+            *_drawn(path.stem, drawn),
             "",
             f"`{record['command']}` on {record['date']}: {hardware['processor']}, {hardware['cores']} cores, "
             f"{hardware['memory_bytes'] / 2**30:.0f} GiB, Python {versions['python']}, torch {versions['torch']}, "
@@ -129,11 +134,38 @@ def benchmarks() -> str:
     for path in sorted((ROOT / "benchmarks" / "results" / "studies").glob("*.json")):
         record = json.loads(path.read_text())
         seeds = f"{len(record['seeds'])} seeds, " if record["seeds"] else ""
-        parts.append(
-            f"- `studies/{path.stem}.json`: {_lead(f'studies/{path.stem}')} `{record['command']}`, {seeds}"
-            f"{record['cpu_seconds']:.0f} CPU-seconds."
-        )
-    return "\n".join(parts) + "\n"
+        parts += [
+            f"### {path.stem}",
+            "",
+            f"{_lead(f'studies/{path.stem}')} `{record['command']}`, {seeds}{record['cpu_seconds']:.0f} CPU-seconds, "
+            f"`studies/{path.stem}.json`.",
+            *_drawn(f"studies/{path.stem}", drawn),
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def _drawn(name: str, drawn: Container[str]) -> list[str]:
+    return ["", f"![{name}]({DRAWINGS}/{_file(name)})"] if name in drawn else ["", "Nothing in it could be drawn."]
+
+
+def _file(name: str) -> str:
+    return f"{name.replace('/', '-')}.svg"
+
+
+def _leaves(figures: Mapping[str, object], name: str = "") -> list[tuple[str, object]]:
+    """Plain figures as they are; of nested ones the ratios, with their intervals: the rest is in the JSON."""
+    found: list[tuple[str, object]] = []
+    for key, value in figures.items():
+        if not isinstance(value, Mapping):
+            found += [] if name else [(key, value)]
+        elif {"ratio", "low", "high"} <= value.keys():
+            found.append((f"{name} {key}".strip(), f"{value['ratio']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"))
+        elif not name and all(isinstance(each, int | float) for each in value.values()):
+            found.append((key, ", ".join(f"{each} {_figure(of_it)}" for each, of_it in value.items())))
+        else:
+            found += _leaves(value, f"{name} {key}".strip())
+    return found
 
 
 def _lead(name: str) -> str:
@@ -184,13 +216,25 @@ def first_sentence(value: object) -> str:
 def main() -> int:
     """Write the pages, or with --check compare them, and return the exit status."""
     os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    pages = {"cli.md": command_line(), "api.md": public_names(), "benchmarks.md": benchmarks()}
+    # As a program this file knows its own folder only, as a module of the tests the repository.
+    sys.path.insert(0, str(ROOT))
+    from scripts.readme_figures import with_figures
+    from scripts.result_charts import all_charts
+
+    drawn = all_charts(ROOT / "benchmarks" / "results")
+    pages = {"cli.md": command_line(), "api.md": public_names(), "benchmarks.md": benchmarks(drawn)}
+    pages |= {f"{DRAWINGS}/{_file(name)}": text for name, text in drawn.items()}
+    readme = ROOT / "README.md"
+    pages["../../README.md"] = with_figures(readme.read_text(), ROOT / "benchmarks" / "results")
     stale = [name for name, text in pages.items() if not _same(PAGES / name, text)]
     if "--check" in sys.argv:
         for name in stale:
             print(f"docs/reference/{name} is out of date; run: make docs")
         return 1 if stale else 0
-    PAGES.mkdir(parents=True, exist_ok=True)
+    (PAGES / DRAWINGS).mkdir(parents=True, exist_ok=True)
+    for old in (PAGES / DRAWINGS).glob("*.svg"):
+        if f"{DRAWINGS}/{old.name}" not in pages:
+            old.unlink()
     for name, text in pages.items():
         (PAGES / name).write_text(text)
     return 0

@@ -52,7 +52,7 @@ COVERAGE, TIGHT = 0.9, 0.5
 """Of the tubes; not tuned."""
 DELAYS = (0.5, 1.0, 2.0, 4.0)
 ARMS = ("blocking", "rtc", "one", "several", "one-tight", "several-tight")
-WEATHER = {"gusts": 0.15, "gust_size": 0.4}
+WEATHER: dict[str, Any] = {"gusts": 0.15, "gust_size": 0.4}
 SEEDS, EPISODES, STEPS = (0, 1, 2), 20, 80
 
 
@@ -70,7 +70,7 @@ class Size:
 class Ride:
     """One episode so far: what it earned, how long it idled, and how often the next plan was there."""
 
-    env: DoubleIntegrator
+    env: Any
     agent: Agent
     state: NDArray[np.float32]
     random: int
@@ -79,21 +79,24 @@ class Ride:
     hits: int = 0
     misses: int = 0
     plans: int = 0
+    limit: int = STEPS
+    fallen: bool = False
 
     @property
     def over(self) -> bool:
-        """Whether the time is up."""
-        return len(self.rewards) >= STEPS
+        """Whether the time is up, or the robot has fallen."""
+        return self.fallen or len(self.rewards) >= self.limit
 
     def situation(self) -> Situation:
         """Return where the robot stands."""
-        return Situation.first(torch.from_numpy(self.state)[None], 1, 0)
+        return Situation.first(torch.from_numpy(self.state)[None], self.agent.body.act_dim, 0)
 
     def step(self, action: Any) -> None:
         """Live one control period."""
         if not self.over:
-            self.state, reward, *_ = self.env.step(np.asarray(action, np.float32).reshape(1))
-            self.rewards.append(reward)
+            state, reward, self.fallen, *_ = self.env.step(np.asarray(action, np.float32).reshape(-1))
+            self.state = np.asarray(state, np.float32)
+            self.rewards.append(float(reward))
 
     def plan(self, start: Situation) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the actions (F, A) and the foreseen states (F, O) of a plan."""
@@ -103,14 +106,18 @@ class Ride:
         population: Any = plan.population
         return plan.actions_BHA[0], population.candidates.states_BNHS[0, int(population.chosen_B[0])]
 
+    def begun(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a prepared plan with the states that it leads to from here, not from where it was to begin."""
+        return actions, self.agent.dynamics(self.situation(), actions[None, None])[0, 0]
+
     def rest(self, periods: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Idle for some periods, and return the plan for where that was foreseen to lead."""
-        actions = torch.zeros(1, 1, self.agent.horizon, 1)
+        actions = torch.zeros(1, 1, self.agent.horizon, self.agent.body.act_dim)
         states = self.agent.dynamics(self.situation(), actions)[0, 0, :periods]
-        start, _ = advance(self.situation(), torch.zeros(periods, 1), states)
+        start, _ = advance(self.situation(), actions[0, 0, :periods], states)
         for _ in range(periods):
             self.idle += not self.over
-            self.step(0.0)
+            self.step(actions[0, 0, 0])
         return self.plan(start)
 
 
@@ -144,7 +151,7 @@ def ahead(ride: Ride, periods: int, tube: Tube) -> None:
             ride.step(action)
         outcome = tube.outcome(foreseen_O, ride.state)
         ride.hits, ride.misses = ride.hits + (outcome >= 0), ride.misses + (outcome < 0)
-        actions, states = prepared[outcome] if outcome >= 0 else ride.rest(periods)
+        actions, states = ride.begun(prepared[outcome][0]) if outcome >= 0 else ride.rest(periods)
 
 
 def rtc(ride: Ride, periods: int, _tube: Tube) -> None:
@@ -166,8 +173,8 @@ def frozen_plan(ride: Ride, committed_dA: torch.Tensor) -> torch.Tensor:
     ride.plans += 1
     agent, start = ride.agent, ride.situation()
     rho, draw = agent.proposal, torch_generator(ride.random, "study.plan", ride.plans)
-    noise, between = draw_noise((SAMPLES, agent.horizon, 1), rho.sampler, draw)
-    held = torch.zeros(1, agent.horizon, 1)
+    noise, between = draw_noise((SAMPLES, agent.horizon, agent.body.act_dim), rho.sampler, draw)
+    held = torch.zeros(1, agent.horizon, agent.body.act_dim)
     held[0, : len(committed_dA)] = rho.action.normalise(committed_dA)
     mask = (torch.arange(agent.horizon) < len(committed_dA))[None, :, None]
     drawn = sample(
@@ -265,7 +272,7 @@ def cell(rides: list[Ride]) -> dict[str, Any]:
     looks = sum(ride.hits + ride.misses for ride in rides)
     return {
         "returns": [float(np.sum(ride.rewards)) for ride in rides],
-        "idle": float(np.mean([ride.idle / STEPS for ride in rides])),
+        "idle": float(np.mean([ride.idle / max(1, len(ride.rewards)) for ride in rides])),
         "hit_rate": sum(ride.hits for ride in rides) / looks if looks else None,
         "plans": float(np.mean([ride.plans for ride in rides])),
     }

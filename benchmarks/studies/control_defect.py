@@ -12,12 +12,13 @@ episodes drawn anew.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from control_cells import SEEDS, Cells, Given, episodes_of, flags, interval, joined
+from control_cells import RESULTS, SEEDS, Cells, Given, episodes_of, flags, interval, joined
 from control_models import COST, cpu_seconds, model, open_data, training
 from control_tasks import VALUE, fast, settings_of
 
@@ -150,6 +151,20 @@ def rows_of(cells: Cells, arm: str) -> list[dict[str, Any]]:
     return [row for row in cells.rows.values() if row["cell"] == arm]
 
 
+def planned_already(seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Return the cells on the first body that `control_tasks` has run: the same agents in the same episodes."""
+    path = RESULTS / "control_tasks.json"
+    rows = files.read_json(path, what="result of a study")["rows"] if path.exists() else []
+    known_rows = {row["key"]: row for row in rows}
+    found = {}
+    for arm, name in (("first body", "dmpc"), ("joint, first body", "joint")):
+        for seed in seeds:
+            row = known_rows.get(f"{TASK}/{name}/{seed}")
+            if row is not None:
+                found[f"{arm}/{seed}"] = {**row, "key": f"{arm}/{seed}", "cell": arm}
+    return found
+
+
 def summary(cells: Cells, place: Path) -> dict[str, Any]:
     """Return scores of the arms, recovered shares, and the errors of the dynamics before and after."""
     scores = {arm: interval(joined(rows_of(cells, arm), "scores")) for arm in ARMS if rows_of(cells, arm)}
@@ -170,6 +185,8 @@ def main() -> None:
     settings = {"task": TASK, "changes": CHANGES, "episodes": num, "play": PLAY, "noise": NOISE, "uniform": UNIFORM}
     settings |= {"adapt_steps": ADAPT.steps, "adapt_lr": ADAPT.lr}
     cells, shop = Cells("control_defect", given, settings), Workshop(given)
+    for key, row in ({} if given.quick else planned_already(seeds)).items():
+        cells.rows.setdefault(key, row)
     for seed in seeds:
         for arm, (which, changed) in ARMS.items():
 

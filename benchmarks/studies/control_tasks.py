@@ -8,6 +8,7 @@ Every method gets the same data, the same denoising and regression steps, as man
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,27 @@ from forethought.control.running import Policy, known
 from forethought.control.running.methods import METHODS, PARTS_OF, method
 
 EPISODES = 20
+FEWER = {"one-step": 6, "mbop": 6}
+"""Episodes a seed of the methods that take a pass a step ahead; differences pair them with D-MPC's first ones."""
 VALUE = "value.state"
 EXECUTE = 2
 """Actions of a plan that are executed; chosen on seed 0, as all settings here."""
 PLANNER = SSRConfig(num_samples=32)
 NOISE = 0.2
+FINER_STEPS = 6
+FINER = {"dmpc, finer": "dmpc", "proposal, finer": "proposal"}
+"""Methods with more denoising steps of the proposal, where the data mixes policies: 2 steps blur what they would do."""
+MIXED = ("walker2d-mixed",)
 
 
-def settings_of(seed: int) -> AgentConfig:
+def settings_of(seed: int, *, proposal_steps: int | None = None) -> AgentConfig:
     """Return how every method plans."""
-    return AgentConfig(planner=PLANNER, execute=EXECUTE, seed=seed)
+    return AgentConfig(planner=replace(PLANNER, proposal_steps=proposal_steps), execute=EXECUTE, seed=seed)
+
+
+def methods_of(task: str) -> tuple[str, ...]:
+    """Return the methods that run on a task."""
+    return (*METHODS, *FINER) if task in MIXED else METHODS
 
 
 def fast(part: ControlModel) -> ControlModel:
@@ -39,26 +51,32 @@ def fast(part: ControlModel) -> ControlModel:
 
 def policy(task: str, name: str, given: Given, *, seed: int, num_robots: int) -> Policy:
     """Return a method on a task, made of parts that are trained where they are missing."""
+    finer = FINER_STEPS if name in FINER else None
+    name = FINER.get(name, name)
     wanted = [VALUE if part == "value" else part for part in PARTS_OF[name]]
     steps = 20 if given.quick else None
     parts = {part: fast(model(task, part, given.models, given.data, steps=steps)) for part in wanted}
     facts = known(TASKS[task])
     options: dict[str, Any] = {} if name == "cloned" else {"ended": None if facts is None else facts.ended}
-    return method(name, parts, settings=settings_of(seed), noise=NOISE, num_robots=num_robots, **options)
+    return method(
+        name, parts, settings=settings_of(seed, proposal_steps=finer), noise=NOISE, num_robots=num_robots, **options
+    )
 
 
 def summary(cells: Cells, given: Given, tasks: tuple[str, ...]) -> dict[str, Any]:
     """Return scores with intervals by task and method, paired differences to D-MPC, and means over the tasks."""
-    found: dict[str, Any] = {"tasks": {}}
+    found: dict[str, Any] = {"tasks": {}, "finer_proposal_steps": FINER_STEPS}
     for task in tasks:
-        rows = {name: [row for row in cells.rows.values() if row["cell"] == [task, name]] for name in METHODS}
+        rows = {name: [row for row in cells.rows.values() if row["cell"] == [task, name]] for name in methods_of(task)}
         rows = {name: part for name, part in rows.items() if part}
-        own = joined(rows["dmpc"], "scores") if "dmpc" in rows else []
         entry: dict[str, Any] = {name: interval(joined(part, "scores")) for name, part in rows.items()}
         for name, part in rows.items():
-            other = joined(part, "scores")
-            if name != "dmpc" and len(other) == len(own):
-                entry[name]["dmpc_minus_this"] = interval(np.subtract(own, other))
+            gaps = paired(rows.get("dmpc", []), part)
+            if name != "dmpc" and len(gaps) > 1:
+                entry[name]["dmpc_minus_this"] = interval(gaps)
+        if all(name in rows for name in FINER):
+            gaps = paired(rows["dmpc, finer"], rows["proposal, finer"])
+            entry["proposal, finer"]["dmpc_finer_minus_this"] = interval(gaps)
         facts = known(TASKS[task])
         behaviour = open_data(task, given.data)[0].returns
         entry["behaviour"] = interval([facts.score(float(total)) for total in behaviour] if facts else behaviour)
@@ -71,6 +89,13 @@ def summary(cells: Cells, given: Given, tasks: tuple[str, ...]) -> dict[str, Any
     return found
 
 
+def paired(own: list[dict[str, Any]], other: list[dict[str, Any]]) -> list[float]:
+    """Return differences of scores over the seeds and episodes that both ran."""
+    mine = {row["seed"]: row["scores"] for row in own}
+    pairs = [(mine[row["seed"]], row["scores"]) for row in other if row["seed"] in mine]
+    return [left - right for ours, theirs in pairs for left, right in zip(ours, theirs, strict=False)]
+
+
 def main() -> None:
     """Run all cells that are missing and write the result."""
     given = flags("control_tasks", __doc__)
@@ -78,6 +103,7 @@ def main() -> None:
     tasks = tuple(TASKS)[:1] if given.quick else tuple(TASKS)
     settings = {
         "episodes": num,
+        "fewer_episodes": FEWER,
         "num_samples": PLANNER.num_samples,
         "ranking": PLANNER.ranking,
         "top_k": PLANNER.top_k,
@@ -89,11 +115,12 @@ def main() -> None:
     cells = Cells("control_tasks", given, settings)
     for seed in seeds:
         for task in tasks:
-            for name in METHODS:
+            for name in methods_of(task):
 
                 def cell(task: str = task, name: str = name, seed: int = seed) -> dict[str, Any]:
-                    made = policy(task, name, given, seed=seed, num_robots=num)
-                    return {"cell": [task, name], **episodes_of(task, made, seed, num)[1]}
+                    episodes = min(num, FEWER.get(name, num))
+                    made = policy(task, name, given, seed=seed, num_robots=episodes)
+                    return {"cell": [task, name], **episodes_of(task, made, seed, episodes)[1]}
 
                 cells.run(f"{task}/{name}/{seed}", cell)
     costs = {task: cpu_seconds(task, given.models) for task in tasks}

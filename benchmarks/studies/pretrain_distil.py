@@ -44,6 +44,11 @@ ARMS = (
     Arm("soft, with sampled text, longer", 1.0, 8.0, sampled=0.75),
 )
 SELF_ARMS = (Arm("self, soft", 1.0, 4.0), Arm("self, with sampled text", 0.5, 4.0, sampled=0.75))
+SELF_LONGER = (
+    Arm("self, half sampled, longer", 1.0, 8.0, sampled=0.5),
+    Arm("self, with sampled text, longer", 1.0, 8.0, sampled=0.75),
+    Arm("self, with sampled text, twice as long", 2.0, 8.0, sampled=0.75),
+)
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,10 @@ class Subject:
 
 def distil_all(subject: Subject, *, arms: Sequence[Arm] = ARMS, own: Sequence[Arm] = SELF_ARMS) -> dict[str, Any]:
     """Distil the ensemble by every arm, and one single model into its own size; return losses and what is kept."""
-    many, one = subject.teachers(subject.ensemble), subject.teachers(subject.single)[:1]
+    many = subject.teachers(subject.ensemble)
     single, teacher = subject.single, subject.ensemble
     rows = [_arm(subject, arm, many, "ensemble") for arm in arms]
     chosen = min(rows, key=lambda row: row["tune_loss"])
-    selves = [_arm(subject, arm, one, "self") for arm in own]
-    chosen_self = min(selves, key=lambda row: row["tune_loss"])
     noise = float(single["seed_sd"]) / len(single["seed_losses"]) ** 0.5
     return {
         "shape": single["shape"],
@@ -89,11 +92,21 @@ def distil_all(subject: Subject, *, arms: Sequence[Arm] = ARMS, own: Sequence[Ar
             student=(chosen["loss"], chosen["sd"]),
             teacher=(float(teacher["loss"]), float(teacher["seed_sd"]) / len(teacher["seed_losses"]) ** 0.5),
         ),
-        "self_arms": selves,
-        "self_chosen": chosen_self["arm"],
+        **distil_self(subject, own),
+    }
+
+
+def distil_self(subject: Subject, arms: Sequence[Arm] = SELF_LONGER) -> dict[str, Any]:
+    """Distil a single model into its own size by every arm; return losses and what is gained over the teacher."""
+    single = subject.single
+    rows = [_arm(subject, arm, subject.teachers(single)[:1], "self") for arm in arms]
+    chosen = min(rows, key=lambda row: row["tune_loss"])
+    return {
+        "self_arms": rows,
+        "self_chosen": chosen["arm"],
         "self_teacher_loss": single["seed_losses"][0],
-        "self_gain": _gain(float(single["seed_losses"][0]), chosen_self["report_losses"]),
-        "self_gain_over_mean": float(single["loss"]) - chosen_self["loss"],
+        "self_gain": _gain(float(single["seed_losses"][0]), chosen["report_losses"]),
+        "self_gain_over_mean": float(single["loss"]) - chosen["loss"],
     }
 
 

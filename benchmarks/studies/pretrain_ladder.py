@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretrain_distil import Subject, distil_all
+from pretrain_distil import Subject, distil_all, distil_self
 from pretrain_study import passages, shape, spent, timed, write_study
 from pretrain_summary import summarise
 
@@ -45,6 +45,8 @@ class Scale:
     sizes: tuple[tuple[int, int], ...]
     data: tuple[int, ...]
     more_data: tuple[int, ...]
+    wider: tuple[tuple[int, int], ...]
+    standard_seeds: int
     epochs: tuple[float, ...]
     evaluation_tokens: int
     members: int
@@ -55,12 +57,14 @@ FULL = Scale(
     sizes=((8, 1), (16, 1), (32, 1), (64, 1), (128, 1)),
     data=(4096, 8192, 16_384),
     more_data=(32_768,),
+    wider=((256, 1), (256, 2)),
+    standard_seeds=8,
     epochs=(2, 4, 8, 16, 32),
     evaluation_tokens=16_384,
     members=5,
     samples=65_536,
 )
-QUICK = Scale(((16, 1), (24, 1)), (1024, 1536), (2048,), (1, 2, 4), 2048, 2, 1024)
+QUICK = Scale(((16, 1), (24, 1)), (1024, 1536), (2048,), ((32, 1),), 3, (1, 2, 4), 2048, 2, 1024)
 
 
 def corpus(data: Path, work: Path) -> Path:
@@ -115,12 +119,40 @@ def more_data(scale: Scale, work: Path, place: Path) -> dict[str, Any]:
     return ladder(settings, work / "more", exists="resume", cache=work / "points")
 
 
+def wide(scale: Scale, work: Path, place: Path) -> dict[str, Any]:
+    """The standard recipe at more sizes and over more seeds: its losses vary most, and its upturn is asked for."""
+    return ladder(wide_of(scale, study(scale, place)), work / "wide", exists="resume", cache=work / "points")
+
+
+def wide_of(scale: Scale, settings: StudyConfig) -> StudyConfig:
+    """Return the ladder of the standard recipe with wider models and more seeds."""
+    sizes = (*settings.sizes, *(shape(*size) for size in scale.wider))
+    return replace(settings, recipes=("standard",), sizes=sizes, noise_seeds=scale.standard_seeds)
+
+
+def tuned(scale: Scale, work: Path, place: Path) -> dict[str, Any]:
+    """The regularised recipe searched at every data budget, where the ladder takes over what it found at the first."""
+    settings = tuned_of(scale, study(scale, place))
+    return ladder(settings, work / "tuned", exists="resume", cache=work / "points")
+
+
+def tuned_of(scale: Scale, settings: StudyConfig) -> StudyConfig:
+    """Return the ladder of the regularised recipe that is searched everywhere."""
+    return replace(settings, recipes=("regularised",), searched=len(scale.data))
+
+
 def trained_so_far(scale: Scale, work: Path, place: Path) -> list[dict[str, Any]]:
     """Return the rungs that are trained, though a stage may not have ended: what lacks of a search is said."""
     settings = study(scale, place)
     rungs: dict[tuple[Any, ...], dict[str, Any]] = {}
     # A search that began without the smallest size began at another point; its rungs count where they are trained.
-    for each in (settings, replace(settings, sizes=settings.sizes[1:]), more_of(scale, settings)):
+    for each in (
+        wide_of(scale, settings),
+        tuned_of(scale, settings),
+        settings,
+        replace(settings, sizes=settings.sizes[1:]),
+        more_of(scale, settings),
+    ):
         # No time at all: whatever is not found trained is refused.
         climbed = Climb(each, open_corpus(place), work / "points", 1e-9, lambda _record: None)
         whole = climbed.plan(None)
@@ -138,15 +170,25 @@ def distilled(budgets: int) -> Stage:
     """The ensemble of the last size but one, at the last of so many data budgets, into one of its members' size."""
 
     def stage(scale: Scale, work: Path, place: Path) -> dict[str, Any]:
-        found = files.read_json(work / f"ladder-{budgets}.json", what="the ladder before")["rows"]
-        width, layers = scale.sizes[-2]
-        data = scale.data[budgets - 1]
-        own = [row for row in found if row["shape"] == f"{width}x{layers}" and row["data"] == data]
-        single, teacher = (next(row for row in own if row["recipe"] == name) for name in ("regularised", "ensemble"))
-        out = work / f"distil-{budgets}"
-        return distil_all(Subject(study(scale, place), single, teacher, work / "points", out, scale.samples))
+        return distil_all(subject(scale, work, place, budgets))
 
     return stage
+
+
+def longer_self(scale: Scale, work: Path, place: Path) -> dict[str, Any]:
+    """A single model into its own size, on more passes over more sampled text, where that may be what lacks."""
+    return distil_self(subject(scale, work, place, 2))
+
+
+def subject(scale: Scale, work: Path, place: Path, budgets: int) -> Subject:
+    """Return what is distilled at the last of so many data budgets: the last size but one."""
+    found = files.read_json(work / f"ladder-{budgets}.json", what="the ladder before")["rows"]
+    width, layers = scale.sizes[-2]
+    data = scale.data[budgets - 1]
+    own = [row for row in found if row["shape"] == f"{width}x{layers}" and row["data"] == data]
+    single, teacher = (next(row for row in own if row["recipe"] == name) for name in ("regularised", "ensemble"))
+    out = work / f"distil-{budgets}"
+    return Subject(study(scale, place), single, teacher, work / "points", out, scale.samples)
 
 
 def shapes(scale: Scale) -> tuple[ModelShape, ...]:
@@ -161,6 +203,10 @@ STAGES: dict[str, Stage] = {
     "distil-2": distilled(2),
     "more": more_data,
     "ladder-3": climb(3),
+    "wide": wide,
+    "self-2": longer_self,
+    "distil-3": distilled(3),
+    "tuned": tuned,
 }
 
 

@@ -33,6 +33,7 @@ def summarise(found: Sequence[Row], stages: Mapping[str, Mapping[str, Any]]) -> 
         "laws": laws,
     }
     summary["distillation"] = [result for name, result in stages.items() if name.startswith("distil")]
+    summary["self_distillation"] = [result for name, result in stages.items() if name.startswith("self")]
     return {"rows": rows, "summary": summary}
 
 

@@ -118,6 +118,7 @@ def summary(rows: list[Row]) -> Mapping[str, Any]:
         found[f"{protocol}_pairs"] = sum(row[protocol]["pairs"] for row in demos)
     found["position_r_lowest"] = min(row["probe"][axis]["r"] for row in demos for axis in ("x", "y"))
     found["teleport_auroc_lowest"] = min(row["auroc"]["teleport"][0] for row in demos)
+    found["false_flags_at_5_percent"] = [row["false_flags"] for row in demos]
     found["cpu_seconds_a_demo"] = [row["cpu_seconds"] for row in demos]
     found["collapsed"] = [row["collapsed"] is not None for row in rows if row["cell"] == "collapse"]
     return found

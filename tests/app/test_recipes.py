@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from forethought.app.demo import full, quick
+from forethought.app.demo.settings import full, quick
 from forethought.app.recipes import PRETRAIN_RECIPES, RECIPES
+from forethought.app.world.recipes import WORLD_RECIPES
 from forethought.core.config import difference, from_dict, to_dict
 from forethought.pretrain import fit
 from tests.app.workshop import small_text
@@ -47,3 +50,13 @@ def test_a_recipe_runs(name: str, tmp_path: Path):
     assert echoed["difference"]["loop.steps"]["given"] == 2
     assert result["steps"] == 2
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_the_listing_knows_every_table_and_imports_no_room():
+    for room, tables in {"pretrain": (PRETRAIN_RECIPES,), "world": (WORLD_RECIPES,)}.items():
+        assert {f"{room}.{name}" for table in tables for name in table} <= set(RECIPES)
+    program = (
+        "import sys; from forethought.app.recipes import recipes_verb; listed = recipes_verb(['--json']); "
+        "sys.exit(1 if 'torch' in sys.modules or not all(listed.values()) or 'world.lewm' not in listed else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0

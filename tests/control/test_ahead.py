@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from forethought.control import AgentConfig
+from forethought.control import Agent, AgentConfig
 from forethought.control.ahead import AheadAgent, Tube, chunk_residuals
-from forethought.core.errors import ConfigError, DataError
+from forethought.core.errors import ArtefactError, ConfigError, DataError
 from tests.control.integrator import episodes, move, towards
 
 CHUNK = 4
@@ -112,8 +113,6 @@ def test_nothing_prepared_outlives_its_objective_its_dynamics_or_its_episode(mod
 
 
 def test_without_preparing_it_is_the_plain_agent(models, tube: Tube):
-    from forethought.control import Agent
-
     plain = Agent(
         models["proposal.diffusion"],
         models["dynamics.diffusion"],
@@ -157,3 +156,44 @@ def test_no_plan_is_prepared_where_no_candidate_is_finite(models, tube: Tube):
     agent._judge = type(agent.judge)(towards(float("nan")))
     assert agent.prepare() == 0
     assert torch.isfinite(torch.tensor(agent.act(np.array([-1.0, 0.0])))).all()
+
+
+def test_a_prepared_plan_is_followed_up_from_where_the_robot_stands(models, tube: Tube):
+    agent = _agent(models, tube)
+    agent.act(np.array([-1.0, 0.0]))
+    agent.prepare()
+    end = agent._end
+    assert end is not None
+    for _ in range(CHUNK - 1):
+        agent.act(np.array([-1.0, 0.0]))
+    # Inside the tube, yet not where the plan was made for.
+    seen = tube.foreseen(end[1], 0) + np.float32(0.9 * tube.radius) * tube.scale_O
+    agent.act(seen)
+    assert agent.statistics.hits == 1
+    assert agent.decision is not None
+    plan = agent.decision.plan
+    assert plan is not None
+    states = agent.dynamics(agent._history.situation([0]), plan.actions_BHA[:, None])[0, 0, :CHUNK]
+    assert agent._end is not None
+    assert agent._end[1] == pytest.approx(states[-1].numpy(), abs=1e-5)
+    assert np.stack(agent._expected[0]) == pytest.approx(states.numpy(), abs=1e-5)
+
+
+def test_it_opens_from_an_agents_directory_with_a_tube_or_says_why_not(models, tube: Tube, tmp_path: Path):
+    own = _agent(models, tube)
+    own.save(tmp_path / "own")
+    opened = AheadAgent.load(tmp_path / "own", objective=towards(1.0))
+    assert _drive(opened) == _drive(own)
+    assert opened.statistics == own.statistics
+    assert opened.statistics.hits >= 4
+    plain = Agent(
+        models["proposal.diffusion"], models["dynamics.diffusion"], objective=towards(1.0), settings=own.settings
+    )
+    plain.save(tmp_path / "plain")
+    with pytest.raises(ConfigError, match="saved without a tube"):
+        AheadAgent.load(tmp_path / "plain", objective=towards(1.0))
+    given = AheadAgent.load(tmp_path / "plain", objective=towards(1.0), tube=tube)
+    assert _drive(given) == _drive(_agent(models, tube))
+    assert type(Agent.load(tmp_path / "own", objective=towards(1.0))) is Agent
+    with pytest.raises(ArtefactError, match="not a tube"):
+        Tube.from_dict({**tube.to_dict(), "scale": [1.0]})

@@ -7,13 +7,18 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [
+    REPOSITORY / "README.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "docs" / "howto").glob("*.md")),
+]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _RUN, _SHOWN = ("bash", "python"), ("text",)
 
@@ -73,4 +78,38 @@ def test_links_lead_somewhere(page: Path):
 def test_every_page_is_linked_from_the_index():
     index = (REPOSITORY / "docs" / "index.md").read_text()
     for page in PAGES[1:]:
-        assert page.name == "index.md" or f"({page.name})" in index, page.name
+        name = page.relative_to(REPOSITORY / "docs").as_posix()
+        assert name == "index.md" or f"({name})" in index, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_names_that_a_page_points_at_are_there(page: Path):
+    """A path in back ticks ends that of a file here; "`name` in `path`" is a word of that file."""
+    text = page.read_text()
+    for path in re.findall(r"`([a-z_]+(?:/\w+)+\.py|(?:benchmarks|results)/[\w/]+\.json)`", text):
+        assert any(file.endswith(f"/{path}") for file in _files()), path
+    for name, path in re.findall(r"`(\w+(?:\.\w+)*)` in `([a-z_]+(?:/\w+)+\.py)`", text):
+        sources = [Path(file).read_text() for file in _files() if file.endswith(f"/{path}")]
+        assert any(all(re.search(rf"\b{part}\b", source) for part in name.split(".")) for source in sources), name
+
+
+@cache
+def _files() -> list[str]:
+    folders = ("src", "tests", "benchmarks", "scripts", "examples", "notebooks")
+    return [str(path) for folder in folders for path in (REPOSITORY / folder).rglob("*.[pj][ys]*") if path.is_file()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_that_are_shown_are_flags_of_their_verb(page: Path):
+    """Blocks of text do not run; their commands name flags that the verb has, and so do those in the sentences."""
+    reference = (REPOSITORY / "docs" / "reference" / "cli.md").read_text()
+    sections = {part.partition("\n")[0].strip(): part for part in reference.split("\n## ")[1:]}
+    text = page.read_text().replace("\\\n", " ")
+    for command in re.findall(r"(?:^|`|-m )forethought ([a-z][^`\n]*)", text, re.MULTILINE):
+        words = command.split()
+        form = f"{' '.join(words[:2])} --from-run RUN" if "--from-run" in words else ""
+        verb = next((verb for verb in (form, " ".join(words[:2]), words[0]) if verb in sections), None)
+        assert verb is not None or words[0] in reference, command
+        for flag in re.findall(r"(?<=\s)--[a-z][\w.-]*", command):
+            assert verb is not None
+            assert re.search(rf"{flag}\b", sections[verb]), f"{verb} has no {flag}"

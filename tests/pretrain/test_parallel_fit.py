@@ -22,7 +22,7 @@ from tests.app.workshop import small_config, small_text
 from tests.pretrain.golden import losses_of
 
 PROGRAM = Path(__file__).parent / "programs" / "fit_on_two.py"
-STRATEGIES = ("ddp", "fsdp")
+STRATEGIES = ("ddp", "fsdp", "ddp-budget")
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,15 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.serve.test_shutdown import resident, serving
 
 SECONDS = float(os.environ.get("FORETHOUGHT_SOAK_SECONDS", "120"))
+PAUSE = float(os.environ.get("FORETHOUGHT_SOAK_PAUSE", "0"))
+HOUR = 3600.0
+"""From this length on the growth is a figure of megabytes an hour; a shorter run only bounds it."""
 
 
 def _descriptors(pid: int) -> int:
@@ -48,6 +52,7 @@ def _one(client: httpx.Client, turn: int) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(SECONDS + 120.0)
 def test_nothing_grows(tiny_pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     target, draft = tiny_pair
     arguments = (target, "--draft", draft, "--method", "draft", "--num-speculative-tokens", 2, "--num-threads", 1)
@@ -56,12 +61,18 @@ def test_nothing_grows(tiny_pair: tuple[Path, Path], capsys: pytest.CaptureFixtu
         while (passed := time.monotonic() - began) < SECONDS:
             _one(client, turn)
             turn += 1
+            time.sleep(PAUSE)
             if turn % 50 == 0:
                 seen.append((passed, resident(process.pid), _descriptors(process.pid)))
         settled = [each for each in seen if each[0] > SECONDS / 2]
         first, last = settled[0], settled[-1]
         grown = last[1] - first[1]
+        slope = float(np.polyfit([each[0] for each in settled], [each[1] for each in settled], 1)[0]) * HOUR / 1e6
         with capsys.disabled():
-            print(f"\n{turn} requests; after warm-up {grown / 1e6:+.2f} MB, descriptors {first[2]} -> {last[2]}")
+            print(
+                f"\n{turn} requests in {seen[-1][0]:.0f} s; after warm-up {grown / 1e6:+.2f} MB, "
+                f"{slope:+.2f} MB an hour, descriptors {first[2]} -> {last[2]}"
+            )
         assert abs(last[2] - first[2]) <= 1
         assert grown < 4 << 20
+        assert SECONDS < HOUR or slope <= 1.0

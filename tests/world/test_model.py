@@ -16,6 +16,7 @@ from forethought.nn import BlockConfig, initialise
 from forethought.nn.vit import ViT, ViTConfig
 from forethought.world import WorldModel, load_world_model, preset, save_world_model
 from forethought.world.config import EncoderConfig, PredictorConfig, WorldConfig
+from forethought.world.model import PIXEL_MEAN, PIXEL_STD
 from forethought.world.official import from_official, load_official, official_layout, to_official
 
 
@@ -31,6 +32,9 @@ def stirred(config: WorldConfig | None = None) -> WorldModel:
     """A model whose closed gates are open and whose BatchNorm has statistics of its own."""
     model = WorldModel(config or preset("tiny"), seed=1)
     with torch.no_grad():
+        for name, value in model.named_buffers():
+            if "running" in name:
+                value.add_(draw(*value.shape, name=name).abs())
         for name, parameter in model.named_parameters():
             parameter.add_(0.1 * draw(*parameter.shape, name=name))
     return model.eval()
@@ -151,6 +155,56 @@ def reference_block(weights: dict[str, Tensor], place: str, x: Tensor, c: Tensor
     return x + gate2 * f.linear(y, weights[f"{place}.mlp.net.4.weight"], weights[f"{place}.mlp.net.4.bias"])
 
 
+def reference_projector(weights: dict[str, Tensor], place: str, x: Tensor) -> Tensor:
+    """A published projector in eval mode: linear, BatchNorm by its running statistics, GELU, linear."""
+    f = torch.nn.functional
+
+    def linear(y: Tensor, number: int) -> Tensor:
+        return f.linear(y, weights[f"{place}.net.{number}.weight"], weights[f"{place}.net.{number}.bias"])
+
+    y, norm = linear(x, 0), f"{place}.net.1"
+    y = (y - weights[f"{norm}.running_mean"]) / (weights[f"{norm}.running_var"] + 1e-5).sqrt()
+    return linear(f.gelu(y * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]), 3)
+
+
+def reference_actions(weights: dict[str, Tensor], blocks: Tensor) -> Tensor:
+    """The published embedder of action blocks: a convolution of width 1, linear, SiLU, linear."""
+    f, place = torch.nn.functional, "action_encoder"
+    x = f.conv1d(
+        blocks.transpose(1, 2), weights[f"{place}.patch_embed.weight"], weights[f"{place}.patch_embed.bias"]
+    ).transpose(1, 2)
+    x = f.silu(f.linear(x, weights[f"{place}.embed.0.weight"], weights[f"{place}.embed.0.bias"]))
+    return f.linear(x, weights[f"{place}.embed.2.weight"], weights[f"{place}.embed.2.bias"])
+
+
+def reference_vit(weights: dict[str, Tensor], x: Tensor, shape: ViTConfig) -> Tensor:
+    """The published encoder as Hugging Face lays it out: tokens after the last norm, the class token first."""
+    f, heads, size = torch.nn.functional, shape.block.num_heads, shape.block.hidden_size
+
+    def linear(y: Tensor, name: str) -> Tensor:
+        return f.linear(y, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(y: Tensor, name: str) -> Tensor:
+        return f.layer_norm(y, (size,), weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-12)
+
+    patches = "encoder.embeddings.patch_embeddings.projection"
+    x = f.conv2d(x, weights[f"{patches}.weight"], weights[f"{patches}.bias"], stride=shape.patch_size)
+    first = weights["encoder.embeddings.cls_token"].expand(len(x), -1, -1)
+    x = torch.cat([first, x.flatten(2).transpose(1, 2)], dim=1) + weights["encoder.embeddings.position_embeddings"]
+    for index in range(shape.num_layers):
+        place = f"encoder.encoder.layer.{index}"
+        y = norm(x, f"{place}.layernorm_before")
+        q, k, v = (
+            linear(y, f"{place}.attention.attention.{name}").unflatten(-1, (heads, -1)).transpose(1, 2)
+            for name in ("query", "key", "value")
+        )
+        mixed = f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + linear(mixed, f"{place}.attention.output.dense")
+        y = f.gelu(linear(norm(x, f"{place}.layernorm_after"), f"{place}.intermediate.dense"))
+        x = x + linear(y, f"{place}.output.dense")
+    return norm(x, "encoder.layernorm")
+
+
 def test_published_weights_load_and_mean_the_same(tmp_path: Path) -> None:
     theirs = to_official(stirred(SMALL_PUBLISHED))
     assert theirs["action_encoder.patch_embed.weight"].shape == (10, 10, 1)
@@ -158,12 +212,19 @@ def test_published_weights_load_and_mean_the_same(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file({name: value.contiguous() for name, value in theirs.items()}, path)
     model = load_official(path, SMALL_PUBLISHED)
-    z, c = draw(2, 3, 24), draw(2, 3, 24, name="c")
+    z, blocks, seen = draw(2, 3, 24), draw(2, 3, 10, name="c"), frames(2)[:, :28, :28]
+    c = reference_actions(theirs, blocks)
     x = z + theirs["predictor.pos_embedding"]
     for layer in range(2):
         x = reference_block(theirs, f"predictor.transformer.layers.{layer}", x, c, 4)
     norm = theirs["predictor.transformer.norm.weight"], theirs["predictor.transformer.norm.bias"]
-    assert torch.allclose(model.predictor(z, c), torch.nn.functional.layer_norm(x, (24,), *norm), atol=2e-5)
+    x = torch.nn.functional.layer_norm(x, (24,), *norm)
+    assert torch.allclose(model.predictor(z, c), x, atol=2e-5)
+    assert torch.allclose(model.predict(z, blocks), reference_projector(theirs, "pred_proj", x), atol=1e-4)
+    mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
+    pictures = (seen.permute(0, 3, 1, 2) / 255 - mean) / std
+    tokens = reference_vit(theirs, pictures, SMALL_PUBLISHED.vit)
+    assert torch.allclose(model.encode(seen), reference_projector(theirs, "projector", tokens[:, 0]), atol=1e-4)
 
 
 def test_the_published_file_is_checked_name_by_name_and_shape_by_shape(tmp_path: Path) -> None:

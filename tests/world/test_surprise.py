@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from forethought.world.surprise import (
     separation,
     surprise_benchmark,
 )
-from forethought.world.surprise.benchmark import choose_runs, flag_rate, play
+from forethought.world.surprise.benchmark import choose_runs, flag_rate, nominal_flags, play
 from forethought.world.surprise.calibration import fit_calibration, shrunk_covariance
 from tests.world.conftest import Dots, settings
 from tests.world.dots import SPEED, dot_episodes
@@ -145,6 +146,32 @@ def test_broken_physics_is_told_from_nominal_runs(monitor: SurpriseMonitor, othe
     assert result["failures"] == []
 
 
+def test_false_flags_are_counted_on_whole_episodes(monitor: SurpriseMonitor) -> None:
+    mixed = dot_episodes(4, 60, seed=31)
+    kept = np.r_[0:95, 120:240]
+    short = Episodes(
+        {name: rows[kept] for name, rows in mixed.arrays.items()},
+        starts=np.array([0, 60, 95, 155]),
+        lengths=np.array([60, 35, 60, 60]),
+        terminated=mixed.terminated,
+        truncated=mixed.truncated,
+    )
+    flags, judged = nominal_flags(monitor, short, 90)
+    assert flags.shape == (2, 60)
+    for index, length in enumerate((60, 35)):
+        rows = short.episode(index)
+        trace = monitor.trace(rows["frames"], rows["actions"])
+        assert np.array_equal(judged[index, :length], trace.valid)
+        assert (flags[index, :length] == trace.flag).mean() > 0.98
+    assert not judged[1, 35:].any()
+    assert not judged[:, :5].any()
+    loose = copy.copy(monitor)
+    loose.alpha = 0.5
+    result = surprise_benchmark(loose, Dots(), mixed, [], dataclasses.replace(SETTINGS, num_pairs=4, max_nominal=240))
+    assert 0.2 < result["false_flag_rate"] < 0.8
+    assert result["false_flag_rate"] == flag_rate(*nominal_flags(loose, mixed, 240))[0].estimate
+
+
 def test_the_psychometric_curve_rises_from_one_half(monitor: SurpriseMonitor, others: Episodes) -> None:
     found = psychometric_curve(monitor, Dots(), others, [0.0, 0.05, 0.1, 0.2, 0.4], SETTINGS)
     curve = found["auroc"]
@@ -237,17 +264,63 @@ def test_a_missing_frame_is_no_alarm_and_clouds_only_what_needs_it(monitor: Surp
     assert np.isfinite(monitor.trace(episode["frames"], blank).z[5:]).all()
 
 
-def test_a_saved_monitor_judges_the_same_and_only_for_its_model(
-    monitor: SurpriseMonitor, trained: WorldModel, others: Episodes, tmp_path: Path
+@pytest.mark.parametrize("score", ["mahalanobis", "mse", "log-z"])
+def test_a_saved_monitor_judges_the_same(
+    score: str, trained: WorldModel, nominal: Episodes, others: Episodes, tmp_path: Path
 ) -> None:
-    place = monitor.save(tmp_path / "surprise")
-    loaded = SurpriseMonitor.load(trained, place)
+    monitor = SurpriseMonitor(trained, score, 2, alpha=0.3)
+    calibration = monitor.calibrate(nominal.select(range(16)), false_alarm=0.2, horizon=200)
+    loaded = SurpriseMonitor.load(trained, monitor.save(tmp_path / "surprise"))
+    assert loaded.calibration is not None
+    assert (loaded.alpha, loaded.history, loaded.score) == (0.3, 2, score)
+    assert loaded.calibration.to_dict() == calibration.to_dict()
+    assert loaded.calibration.precisions.keys() == calibration.precisions.keys()
     episode = others.episode(1)
     one, two = (each.trace(episode["frames"], episode["actions"]) for each in (monitor, loaded))
-    assert np.array_equal(one.z, two.z, equal_nan=True)
-    assert np.array_equal(one.drift, two.drift)
-    with pytest.raises(ArtefactError, match="calibrated for another model"):
-        SurpriseMonitor.load(WorldModel(preset("tiny"), seed=5).eval(), place)
+    for name in ("raw", "error", "z", "p", "flag", "drift", "alarm", "valid"):
+        assert np.array_equal(getattr(one, name), getattr(two, name), equal_nan=name != "flag"), name
+    assert one.flag.any()
+
+
+def test_a_calibration_is_for_one_model_its_frames_and_its_actions(
+    monitor: SurpriseMonitor, trained: WorldModel, tmp_path: Path
+) -> None:
+    place = monitor.save(tmp_path / "surprise")
+    weights = copy.deepcopy(trained)
+    with torch.no_grad():
+        weights.predictor.positions[0, 0, 0] += 1e-3
+    actions = copy.deepcopy(trained)
+    actions.action_std *= 1.01
+    skipping = WorldModel(dataclasses.replace(trained.config, frame_skip=4)).eval()
+    larger = WorldModel(dataclasses.replace(trained.config, image_size=48)).eval()
+    odd = {"model": weights, "action_normaliser": actions, "frame_skip": skipping, "image_size": larger}
+    for name, model in odd.items():
+        with pytest.raises(ArtefactError, match=f"calibrated for another model: {name} was"):
+            SurpriseMonitor.load(model, place)
+
+
+def test_a_small_lasting_change_is_alarmed_by_its_sum_and_the_sum_is_pages(
+    trained: WorldModel, nominal: Episodes, others: Episodes
+) -> None:
+    monitor = SurpriseMonitor(trained, "log-z")
+    calibration = monitor.calibrate(nominal, false_alarm=0.05, horizon=100)
+    runs = choose_runs(others, SETTINGS)
+    actions_BTA = runs.actions_TBA.swapaxes(0, 1)
+    frames = play(Dots(), runs, SETTINGS, perturbation("sign_flip"))
+    traces = monitor.traces(frames, actions_BTA)
+    before = np.stack([trace.alarm[: SETTINGS.event] for trace in traces])
+    after = np.stack([trace.alarm[SETTINGS.event :] for trace in traces])
+    assert before.any(axis=1).mean() < 0.2
+    assert after.any(axis=1).mean() > 0.8
+    online = monitor.trace(frames[0], actions_BTA[0])
+    assert np.allclose(online.drift, traces[0].drift, atol=1e-2)
+    for trace in (online, traces[0]):
+        total = 0.0
+        for step in range(SETTINGS.length):
+            if trace.valid[step]:
+                total = max(0.0, total + trace.z[step] - calibration.cusum.drift)
+            assert trace.drift[step] == pytest.approx(total, abs=1e-9)
+            assert trace.alarm[step] == (trace.valid[step] and total > calibration.cusum.threshold)
 
 
 def test_misuse_is_refused(trained: WorldModel, nominal: Episodes) -> None:

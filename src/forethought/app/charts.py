@@ -67,7 +67,10 @@ def bars(values: Mapping[str, float], *, label: str, intervals: Mapping[str, Seq
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.margins(x=0.14)
-    axes.set_xlim(left=0)
+    if min([*heights, *(bounds[0] for bounds in (intervals or {}).values())], default=0.0) < 0:
+        axes.axvline(0.0, color=_INK, linewidth=0.8)
+    else:
+        axes.set_xlim(left=0)
     return _svg(figure, f"{label}: " + ", ".join(f"{name} {values[name]:.4g}" for name in names))
 
 

@@ -58,7 +58,7 @@ VERBS: dict[str, Verb] = {
     "world probe": Verb("forethought.app.world.verbs:probe_verb", "ask what the latents know of the state"),
     "world surprise": Verb("forethought.app.world.verbs:surprise_verb", "calibrate surprise and measure it"),
     "report": Verb("forethought.app.report:report_verb", "draw a run directory as one self-contained HTML page"),
-    "demo": Verb("forethought.app.demo:demo_verb", "the main job: corpus, target, draft, speculation, report"),
+    "demo": Verb("forethought.app.demo.verb:demo_verb", "the tour of all five rooms, on one page"),
     "recipes": Verb("forethought.app.recipes:recipes_verb", "list the named configs, or show what one sets"),
 }
 

@@ -13,6 +13,7 @@ from forethought.app.ladder import ends, measured_words
 from forethought.app.recipes.pretrain import CONTINUE_RECIPES
 from forethought.core.artefact import resolve
 from forethought.pretrain.continued import ContinueConfig, continue_training
+from forethought.pretrain.study import seconds_of
 
 DEFAULT_RECIPE = "continue"
 
@@ -31,6 +32,9 @@ class ContinueArguments:
     settings: Annotated[ContinueConfig, tyro.conf.arg(name="")]
     recipe: str = DEFAULT_RECIPE
     """The named config that gives every default."""
+    budget: str | None = None
+    """Wall-clock time to spend, such as 30m or 2h: the recipe first, then plain runs on more and more text; what it
+    does not afford is named and left out. None: all of it."""
     exists: Literal["resume", "refuse", "replace"] = "refuse"
     """What to do when the run directory is already there."""
     json: bool = False
@@ -49,7 +53,10 @@ def continue_verb(arguments: list[str]) -> dict[str, Any]:
     settings = given.settings
     tokenizer = str(resolve(settings.base)[1]) if settings.base else ""
     fit = replace(settings.fit, sources=given.corpus, corpus=replace(settings.fit.corpus, tokenizer=tokenizer))
-    result = continue_training(replace(settings, fit=fit), given.out, recipe=f"pretrain.{name}", exists=given.exists)
+    seconds = None if given.budget is None else seconds_of(given.budget)
+    result = continue_training(
+        replace(settings, fit=fit), given.out, recipe=f"pretrain.{name}", exists=given.exists, seconds=seconds
+    )
     say(f"{given.out}:\n{continue_summary(result)}", as_json=given.json)
     return result
 
@@ -74,4 +81,6 @@ def continue_summary(result: dict[str, Any]) -> str:
             rows[f"worth, {name}"] = f"{by_law}; {measured_words(found['measured'])}"
     if "reason" in efficiency:
         rows["worth"] = efficiency["reason"]
+    for number, item in enumerate(result.get("left_out", []), start=1):
+        rows[f"left out, {number}"] = item["name"]
     return table(rows)

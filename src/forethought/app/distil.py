@@ -11,6 +11,7 @@ import torch
 import tyro
 
 from forethought.app.arguments import chosen_recipe, parse, say, table
+from forethought.app.pretrain import affordable
 from forethought.app.recipes import PRETRAIN_RECIPES
 from forethought.core.artefact import ARTEFACT, read_kind
 from forethought.core.errors import ConfigError
@@ -45,6 +46,8 @@ class DistilArguments:
     """The named config that gives every default; `forethought recipes` lists them."""
     steps: int | None = None
     """Optimiser steps; short for --loop.steps."""
+    budget: str | None = None
+    """Wall-clock time to spend, such as 30m: as many of the steps as it affords. None: all of them."""
     exists: Literal["resume", "refuse", "replace"] = "refuse"
     """What to do when the run directory is already there."""
     json: bool = False
@@ -69,7 +72,13 @@ def distil_verb(arguments: list[str]) -> dict[str, Any]:
     if given.steps is not None:
         settings = replace(settings, loop=replace(settings.loop, steps=given.steps))
     result = fit(
-        settings, given.out, recipe=f"pretrain.{name}", recipe_config=recipe, exists=given.exists, title="draft"
+        settings,
+        given.out,
+        recipe=f"pretrain.{name}",
+        recipe_config=recipe,
+        exists=given.exists,
+        title="draft",
+        **affordable(given.budget),
     )
     place = Path(settings.sources[0]) if given.corpus == () else given.out / "corpus"
     result = result | {"kind": "pretrain.distil", "draft_for": str(given.draft_for)}

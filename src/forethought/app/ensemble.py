@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +30,7 @@ from forethought.pretrain.scores import (
     subset_curve,
 )
 from forethought.pretrain.slices import held_out_slices
+from forethought.pretrain.study import MembersBudget, seconds_of
 
 DEFAULT_RECIPE = "members"
 
@@ -55,6 +58,8 @@ class EnsembleArguments:
     """Members that differ by seed; None: the recipe's."""
     vary: Literal["both", "init", "order"] = "both"
     """What differs: first weights, the order of the data, or both."""
+    budget: str | None = None
+    """Wall-clock time to spend, such as 30m or 2h: as many of the members as it affords. None: all of them."""
     exists: Literal["resume", "refuse", "replace"] = "refuse"
     """What to do when the run directory is already there."""
     json: bool = False
@@ -136,11 +141,19 @@ def _train(given: EnsembleArguments, recipe: str) -> dict[str, Any]:
     if given.count is not None or given.vary != "both":
         count = given.count or len(settings.members)
         settings = replace(settings, members=seeds(count, first=settings.fit.seed, vary=given.vary))
-    trained = train_members(settings, given.out, recipe=f"pretrain.{recipe}", exists=given.exists)
+    budget = None
+    if given.budget is not None:
+        budget = MembersBudget(
+            seconds_of(given.budget), time.monotonic(), tell=lambda plan: sys.stderr.write(f"{plan}\n")
+        )
+    trained = train_members(settings, given.out, recipe=f"pretrain.{recipe}", exists=given.exists, afford=budget)
     # A single model without averages is an ensemble of one: all figures then agree.
     scored = score_runs([given.out], given.only)
     write_card(given.out, trained, recipe=f"pretrain.{recipe}", ensemble=scored)
-    return scored | {"out": str(given.out), "steps": trained["steps"]}
+    result = scored | {"out": str(given.out), "steps": trained["steps"]}
+    if budget is not None and budget.plan is not None:
+        result["budget"] = asdict(budget.plan)
+    return result
 
 
 def _logit_loss(runs: Sequence[Path], names: Sequence[str]) -> float:

@@ -43,14 +43,27 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A page beside this one, in the same folder or below."""
+
+    place: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A picture or a table, and the one sentence that says what it shows."""
+    """A picture or a table, and the one sentence that says what it shows.
+
+    A section with a chapter begins it: its name stands above, and in the list of contents.
+    """
 
     title: str
     sentence: str
     drawing: str = ""
     table: Table | None = None
     samples: Sequence[Sample] = ()
+    chapter: str = ""
+    more: Link | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 from forethought.app.arguments import chosen_recipe, parse, say, table
 from forethought.app.recipes import PRETRAIN_RECIPES
 from forethought.pretrain import FitConfig, fit
+from forethought.pretrain.affordable import seconds_of
 
 DEFAULT_RECIPE = "small"
 
@@ -33,6 +35,9 @@ class FitArguments:
     """The named config that gives every default; `forethought recipes` lists them."""
     steps: int | None = None
     """Optimiser steps; short for --loop.steps."""
+    budget: str | None = None
+    """Wall-clock time to spend, such as 30m or 2h: as many of the steps as it affords, measured on this machine, and
+    what it leaves out is said. None: all of them."""
     exists: Literal["resume", "refuse", "replace"] = "refuse"
     """What to do when the run directory is already there."""
     fallback: bool = False
@@ -60,9 +65,21 @@ def fit_verb(arguments: list[str]) -> dict[str, Any]:
         recipe_config=recipe,
         exists=given.exists,
         fallback=given.fallback,
+        **affordable(given.budget),
     )
     say(f"{given.out}: {summary(result)}", as_json=given.json)
     return result
+
+
+def affordable(budget: str | None) -> dict[str, Any]:
+    """Return the arguments of a fit for a budget of time, which is said on standard error once it is planned.
+
+    Raises:
+        ConfigError: the text is no time.
+    """
+    if budget is None:
+        return {}
+    return {"seconds": seconds_of(budget), "tell": lambda plan: sys.stderr.write(f"{plan}\n")}
 
 
 def interval_note(interval: Sequence[float] | None) -> str:

@@ -12,7 +12,8 @@ import tyro
 from forethought.app.arguments import parse, say
 from forethought.app.certify.pages import certificate_page
 from forethought.app.control.pages import part_page, run_page, train_page
-from forethought.app.demo_page import demo_page
+from forethought.app.demo.bodies_page import control_page
+from forethought.app.demo.page import demo_page
 from forethought.app.page import Page, render
 from forethought.app.pages import OpenedRun, fit_page, generic_page
 from forethought.app.pretrain_pages import continue_page, ladder_page, members_page
@@ -70,6 +71,7 @@ PAGES: dict[str, Callable[[OpenedRun], Page]] = {
     "control.run": run_page,
     "control.train": train_page,
     "demo": demo_page,
+    "demo.control": control_page,
     "pretrain.continue": continue_page,
     "pretrain.fit": fit_page,
     "pretrain.ladder": ladder_page,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ KIND, FORMAT, DESCRIPTION = "control-agent", 1, "agent.json"
 _PARTS = ("proposal", "dynamics", "value")
 
 
-def save_agent(agent: Agent, directory: Path | str, *, replace: bool = False) -> Path:
-    """Publish an agent (see `Agent.save`).
+def save_agent(
+    agent: Agent, directory: Path | str, *, replace: bool = False, facts: Mapping[str, Any] | None = None
+) -> Path:
+    """Publish an agent (see `Agent.save`); `facts` are plain JSON that its description holds too.
 
     Raises:
         ConfigError: proposal or dynamics is no model of this room.
@@ -35,6 +38,7 @@ def save_agent(agent: Agent, directory: Path | str, *, replace: bool = False) ->
             "parts": sorted(parts),
             "settings": to_dict(agent.settings),
             "rest_action": agent.rest_A.tolist(),
+            **dict(facts or {}),
         }
         files.write_bytes(staging / DESCRIPTION, files.dump_json(description))
         for name, part in parts.items():
@@ -45,6 +49,17 @@ def save_agent(agent: Agent, directory: Path | str, *, replace: bool = False) ->
 
 def load_agent(directory: Path | str, **options: Any) -> Agent:
     """Open an agent (see `Agent.load`).
+
+    Raises:
+        ArtefactError: the directory holds no agent, or a file in it is malformed.
+        CheckpointError: a file is not the one that was written.
+    """
+    parts, defaults, _ = read_agent(directory)
+    return Agent(parts["proposal"], parts["dynamics"], parts.get("value"), **{**defaults, **options})  # pyright: ignore
+
+
+def read_agent(directory: Path | str) -> tuple[dict[str, ControlModel], dict[str, Any], dict[str, Any]]:
+    """Return the parts of a saved agent, the options that it was made with, and its description.
 
     Raises:
         ArtefactError: the directory holds no agent, or a file in it is malformed.
@@ -64,4 +79,4 @@ def load_agent(directory: Path | str, **options: Any) -> Agent:
         "rest_action": description.get("rest_action"),
         "ended": None if facts is None else facts.ended,
     }
-    return Agent(parts["proposal"], parts["dynamics"], parts.get("value"), **{**defaults, **options})  # pyright: ignore
+    return parts, defaults, description

@@ -10,9 +10,10 @@ Legend: M residuals, K foreseen states, O numbers an observation, A numbers an a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from forethought.control.agent import Agent
+from forethought.control.agent_store import read_agent, save_agent
 from forethought.control.models import situation_of
 from forethought.control.models.stepwise import advanced
 from forethought.control.planning import SSRPlanner
 from forethought.control.situation import Situation
-from forethought.core.errors import ConfigError, DataError
+from forethought.core.errors import ArtefactError, ConfigError, DataError
 from forethought.core.rng import generator as host_generator
 from forethought.core.rng import torch_generator
 from forethought.data.episodes import Episodes, WindowConfig, WindowCutter
@@ -85,6 +87,27 @@ class Tube:
         """Return the number-th likeliest state at the end of a chunk that is predicted to end at predicted_O."""
         return (predicted_O + self.centres_KO[number] * self.scale_O).astype(np.float32)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        scale = [float(value) for value in self.scale_O]
+        return {"centres": self.centres_KO.tolist(), "radius": self.radius, "scale": scale}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Tube:
+        """Return the tube that `to_dict` described.
+
+        Raises:
+            ArtefactError: the values are not those of a tube.
+        """
+        try:
+            centres, radius = np.asarray(values["centres"], np.float64), float(values["radius"])
+            scale = np.asarray(values["scale"], np.float32)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtefactError(f"not a tube: {error!r}; write one with Tube.to_dict") from error
+        if centres.ndim != 2 or not centres.size or scale.shape != centres.shape[1:] or not radius >= 0:
+            raise ArtefactError(f"not a tube: centres {centres.shape}, scale {scale.shape}, radius {radius}")
+        return cls(centres, radius, scale)
+
     def outcome(self, predicted_O: Floats, observed_O: Floats) -> int:
         """Return which foreseen state came true, or -1 outside the tube."""
         residual = (np.asarray(observed_O, np.float64) - predicted_O) / self.scale_O
@@ -129,11 +152,38 @@ class AheadAgent(Agent):
         self.cache: OutcomeCache[int, Plan] = OutcomeCache(_CAPACITY)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="planning-ahead") if background else None
         self._pending: Future[int] | None = None
-        self._epoch = 0
+        self._epoch, self._foresaw = 0, False
         self._end: tuple[Situation, Floats] | None = None
         super().__init__(proposal, dynamics, *arguments, **options)
         # Its own planner: the one of `act` may be at work at the same time.
         self._scout = SSRPlanner(self.proposal, self.settings.planner)
+
+    def save(self, directory: Path | str, *, replace: bool = False) -> Path:
+        """Publish the agent with its tube (see `Agent.save`); `Agent.load` opens it as one that does not plan ahead.
+
+        Raises:
+            ConfigError: proposal or dynamics is no model of this room.
+            RunExistsError: the directory exists and replace is False.
+        """
+        return save_agent(self, directory, replace=replace, facts={"tube": self.tube.to_dict()})
+
+    @classmethod
+    def load(cls, directory: Path | str, **options: Any) -> AheadAgent:
+        """Open an agent that `save` wrote, or any saved agent together with `tube`; `options` are those of AheadAgent.
+
+        Raises:
+            ConfigError: the agent was saved without a tube, and none is given.
+            ArtefactError: the directory holds no agent, or it is damaged.
+        """
+        parts, defaults, description = read_agent(directory)
+        if "tube" in description:
+            defaults["tube"] = Tube.from_dict(description["tube"])
+        if "tube" not in {**defaults, **options}:
+            raise ConfigError(
+                f"{directory} was saved without a tube, so what ends of chunks to plan ahead for is not known; give "
+                "tube=Tube.calibrate(chunk_residuals(dynamics, nominal, execute=...), dynamics.body.observation.scale)"
+            )
+        return cls(parts["proposal"], parts["dynamics"], parts.get("value"), **{**defaults, **options})
 
     @property
     def statistics(self) -> CacheStatistics:
@@ -182,6 +232,7 @@ class AheadAgent(Agent):
 
     def _plan(self, robots: list[int]) -> Plan:
         prepared = self._prepared()
+        self._foresaw = prepared is not None
         if prepared is None:
             return super()._plan(robots)
         self.num_plans += 1
@@ -203,11 +254,14 @@ class AheadAgent(Agent):
 
     def _foreseen_states(self, actions_HA: Tensor, robot: int, execute: int) -> Tensor:
         expected = self._expected[robot]
-        if len(expected) == execute:
+        if len(expected) == execute and not self._foresaw:
             return torch.from_numpy(np.stack(list(expected)))
-        # The executed plan is none of the candidates (a mean of them): it is asked for by itself.
-        start = self._history.situation([robot])
-        return self.dynamics(start, actions_HA[None, None])[0, 0, :execute].cpu()
+        # From where the robot stands: a prepared plan was foreseen from where it was to stand, and the tube knows what
+        # goes wrong in one chunk, not in two. An executed plan that is a mean of candidates is asked for here too.
+        states = self.dynamics(self._history.situation([robot]), actions_HA[None, None])[0, 0, :execute].cpu()
+        expected.clear()
+        expected.extend(states.numpy().astype(np.float32))
+        return states
 
     def _drop(self) -> None:
         self._end = None

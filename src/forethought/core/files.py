@@ -109,13 +109,17 @@ def dump_json(value: object) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def read_json(path: Path | str, *, what: str = "file", limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON object, bounded in size.
+def read_json(
+    path: Path | str, *, what: str = "file", limit: int = MAX_JSON_BYTES, inside: bool = False
+) -> dict[str, Any]:
+    """Read a JSON object, bounded in size; with `inside` a link that leaves the file's own directory is not followed.
 
     Raises:
         ArtefactError: the file is missing, no regular file, too large, nested too deep, not JSON or not an object.
     """
     path = Path(path)
+    if inside and path.is_symlink() and path.resolve().parent != path.parent.resolve():
+        raise ArtefactError(f"{what} {path} is a link out of its directory, which is not followed; copy the file here")
     try:
         value = json.loads(read_bounded(path, what=what, limit=limit))
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -228,9 +228,9 @@ def open_run(directory: Path | str) -> dict[str, Any]:
     result = directory / RESULT
     return {
         "directory": directory,
-        "config": files.read_json(directory / CONFIG, what="run config"),
-        "environment": files.read_json(directory / ENVIRONMENT, what="run environment"),
-        "result": files.read_json(result, what="result") if result.exists() else None,
+        "config": files.read_json(directory / CONFIG, what="run config", inside=True),
+        "environment": files.read_json(directory / ENVIRONMENT, what="run environment", inside=True),
+        "result": files.read_json(result, what="result", inside=True) if result.exists() else None,
         "metrics": read_records(directory / METRICS),
         "timings": read_records(directory / TIMINGS),
     }

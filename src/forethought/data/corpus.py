@@ -145,7 +145,7 @@ def open_corpus(path: str | Path) -> Corpus:
     kind = artefact.read_kind(path)
     if kind != CORPUS_KIND:
         raise ArtefactError(f"{path} is a {kind}; a corpus is expected, as prepare_corpus makes it")
-    facts = files.read_json(path / CORPUS_FILE, what="corpus description")
+    facts = files.read_json(path / CORPUS_FILE, what="corpus description", inside=True)
     if facts.get("format") != CORPUS_FORMAT:
         raise ArtefactError(
             f"{path / CORPUS_FILE} has format {facts.get('format')!r} where {CORPUS_FORMAT} is read; prepare it again"

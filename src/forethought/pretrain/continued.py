@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from forethought.pretrain.members import Member, MembersConfig, seeds
 from forethought.pretrain.members.spread import Spread
 from forethought.pretrain.scores import average_loss, token_log_probabilities
 from forethought.pretrain.slices import held_out_slices
+from forethought.pretrain.study.afford import guard_of, shape_of_model
 from forethought.pretrain.study.laws import NUM_BOOTSTRAP, sd_of_loss
 from forethought.pretrain.study.limits import band, worth
 from forethought.pretrain.study.points import PointStore, Record
@@ -82,13 +84,16 @@ def continue_training(
     *,
     recipe: str = "continue",
     exists: Exists = "refuse",
+    seconds: float | None = None,
     cache: Path | None = None,
     tell: Callable[[Record], None] = lambda _record: None,
 ) -> dict[str, Any]:
     """Train the recipe and the plain runs from the base, and return their losses, soup and data efficiency.
 
-    Killed or interrupted, the same call with exists="resume" goes on. Trained points lie in `cache`, which comparisons
-    on one corpus may share; None: in `out`.
+    `seconds` is a budget: the recipe comes first, then plain runs on more and more text while they fit; what is left
+    out is named in the result, and a finished comparison that left something out goes on where it stopped. Killed or
+    interrupted, the same call with exists="resume" goes on. Trained points lie in `cache`, which comparisons on one
+    corpus may share; None: in `out`.
 
     Raises:
         ConfigError: no base, or its vocabulary or context does not fit the corpus.
@@ -97,10 +102,10 @@ def continue_training(
     """
     if not settings.base:
         raise ConfigError("continued pre-training starts from a model; name its directory with --base")
-    out = Path(out)
+    out, started = Path(out), time.monotonic()
     with Run.open(out, config=settings, recipe=recipe, exists=exists, allow=("workers", "group")) as run:
         finished = run.result()
-        if finished is not None:
+        if finished is not None and not finished.get("left_out"):
             return finished
         try:
             corpus = open_or_prepare(settings.fit, out, Parallel(torch.device("cpu")))
@@ -108,7 +113,9 @@ def continue_training(
         except InputError:
             run.discard()
             raise
-        result = _Continued(settings, corpus, cache or out, tell).result()
+        work = _Continued(settings, corpus, cache or out, tell, seconds)
+        work.guard.started = started  # reading and tokenising are part of the budget
+        result = work.result()
         run.write_result(result)
         return result
 
@@ -116,17 +123,33 @@ def continue_training(
 class _Continued:
     """The arms of a comparison, all from one base."""
 
-    def __init__(self, settings: ContinueConfig, corpus: Corpus, root: Path, tell: Callable[[Record], None]) -> None:
+    def __init__(
+        self,
+        settings: ContinueConfig,
+        corpus: Corpus,
+        root: Path,
+        tell: Callable[[Record], None],
+        seconds: float | None = None,
+    ) -> None:
         self.settings, self.corpus = settings, corpus
         files.make_directory(root)
-        self.store = PointStore(root, Spread(workers=settings.workers, group=settings.group), tell=tell)
         self.fit = replace(settings.fit, sources=(str(corpus.path),))
+        self.guard = guard_of(seconds, corpus, root, group=settings.group, workers=settings.workers)
+        spread = Spread(workers=settings.workers, group=settings.group)
+        self.store = PointStore(root, spread, tell=tell)
+        if seconds is not None:
+            self.store.afford = self._afford
 
     def result(self) -> dict[str, Any]:
         settings = self.settings
-        plain = [self._row(PLAIN, self._plain(data), data) for data in settings.plain_data]
         point, verdict = self._tuned()
         records = self._recipe(point)
+        if len(records) < settings.members:
+            raise ConfigError(
+                "the budget does not afford the recipe's own members; give a longer --budget, fewer epochs or members"
+            )
+        found = {data: self._plain(data) for data in settings.plain_data}
+        plain = [self._row(PLAIN, own, data) for data, own in found.items() if own]
         single = verdict | self._row(RECIPE, records, settings.data)
         ensemble = average_loss(rows_of(self.store, records, "report"))
         soup = self._soup(records)
@@ -142,13 +165,22 @@ class _Continued:
             "efficiency": self._efficiency(
                 plain, {"single": float(single["loss"]), "ensemble": ensemble, "soup": soup}, sd_of_loss(single)
             ),
+            "left_out": [{"name": item.name, "seconds": item.seconds} for item in self.guard.refused],
             "corpus": self.corpus.report,
         }
 
+    def _afford(self, settings: MembersConfig, members: int) -> bool:
+        # The base gives the shape, whatever the config of the fit says.
+        model = shape_of_model(self.settings.base)
+        return self.guard(replace(settings, fit=replace(settings.fit, model=model)), members)
+
     def _plain(self, data: int) -> list[Record]:
-        """Train one pass at a small decay: what one does without a recipe, at the best of the rates."""
+        """Train one pass at a small decay: what one does without a recipe, at the best of the rates; none: no time."""
         settings = self.settings
         arms = [self._plain_at(data, lr) for lr in settings.plain_lrs]
+        # The best of some of the rates would be another baseline.
+        if any(len(records) < settings.noise_seeds for records in arms):
+            return []
         return min(arms, key=lambda records: statistics.fmean(float(record["tune_loss"]) for record in records))
 
     def _plain_at(self, data: int, lr: float) -> list[Record]:
@@ -211,6 +243,8 @@ class _Continued:
         points = [(int(row["data"]), float(row["loss"]), sd_of_loss(row)) for row in plain]
         law: PowerLaw | str
         try:
+            if not points:
+                raise ConfigError("the budget afforded no plain run")
             x, y, sds = zip(*points, strict=True)
             millions = [each / 1e6 for each in x]
             noise = sds if all(sds) else None
@@ -219,7 +253,7 @@ class _Continued:
         except (InputError, ValueError) as error:
             law = f"the law of plain training is not fitted: {error}"
             found["reason"] = law
-        for name, loss in losses.items():
+        for name, loss in losses.items() if points else ():
             found[name] = worth(name, [(settings.data, loss, sd)], points, law, seed=settings.seed)[0]
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,16 @@ from forethought.data import (
     load_tokenizer,
 )
 from forethought.nn import LanguageModel, load_language_model, num_parameters, save_language_model
+from forethought.pretrain.affordable import (
+    PLAN,
+    StepPlan,
+    held_out_tokens,
+    keep_plan,
+    kept_plan,
+    plan_steps,
+    planned,
+    step_seconds,
+)
 from forethought.pretrain.config import FitConfig
 from forethought.pretrain.evaluate import bits_per_byte, mean_loss, measure, ngram_baselines
 from forethought.pretrain.export.card import CARD, model_card, weights_note
@@ -47,8 +58,13 @@ def fit(
     exists: Exists = "refuse",
     fallback: bool = False,
     title: str = "fit",
+    seconds: float | None = None,
+    tell: Callable[[StepPlan], object] = lambda _plan: None,
 ) -> dict[str, Any]:
     """Prepare the corpus, train, evaluate and export; return what result.json holds.
+
+    `seconds` is a budget of wall-clock time, reading the corpus included: the steps that it affords, out of those of
+    the config, are measured, told to `tell` and kept in the directory; a resumed run keeps to them.
 
     The run directory holds the corpus (unless a prepared one was given), the checkpoints and the model in Hugging Face
     layout. A finished run that is resumed returns its result at once.
@@ -58,7 +74,7 @@ def fit(
         InterruptedRunError: interrupted and saved.
         TrainingError: the loss is no longer finite.
     """
-    out = Path(out)
+    out, started = Path(out), time.monotonic()
     with open_parallel(settings.parallel, settings.device) as parallel:
         run = open_run(
             parallel,
@@ -78,6 +94,7 @@ def fit(
                 if parallel.is_main:
                     check_corpus(run, corpus)
                 work = _Fit(settings, corpus, run, parallel)
+                work.afford(seconds, started, tell)
             except InputError:
                 run.discard()
                 raise
@@ -113,7 +130,47 @@ class _Fit:
             rank=parallel.rank,
             world_size=parallel.world_size,
         )
-        self.loss = _balanced(self._loss(), parallel)
+        self.plain_loss = self._loss()
+        self.loss = _balanced(self.plain_loss, parallel)
+        self.plan: StepPlan | None = None
+
+    def afford(self, seconds: float | None, started: float, tell: Callable[[StepPlan], object]) -> None:
+        """Take only the steps that a budget affords, counted from `started`; a run that has a plan keeps it."""
+        if self.parallel.any((self.run.directory / PLAN).is_file()):
+            self.plan = kept_plan(self.run.directory, seconds)
+        elif seconds is not None:
+            if self.run.checkpoints.steps():
+                raise ConfigError(
+                    f"{self.run.directory} was begun without a budget, and its rate falls to its end at step "
+                    f"{self.settings.loop.steps:,}; resume it without --budget, or give a directory of its own"
+                )
+            self.plan = self._planned(seconds, started)
+            if self.parallel.is_main:
+                keep_plan(self.run.directory, self.plan)
+        if self.plan is not None:
+            self.settings = planned(self.settings, self.plan)
+            tell(self.plan)
+
+    def _planned(self, seconds: float, started: float) -> StepPlan:
+        settings, corpus = self.settings, self.corpus
+        measured = step_seconds(self.module, self.plain_loss, self.batches.batch, settings)
+        counted = min(corpus.train.num_tokens, BASELINE_TOKENS) if settings.baselines else 0
+        sizes = {
+            "num_parameters": num_parameters(self.shape).total,
+            "num_held_out": held_out_tokens(corpus, settings.final_tokens),
+            "num_counted": counted,
+        }
+        # All ranks have to take as many steps: what they measured and what has passed is averaged.
+        took = {"step": measured, "passed": time.monotonic() - started}
+        took = self.parallel.mean_figures(took)
+        return plan_steps(
+            settings,
+            seconds,
+            seconds - took["passed"],
+            took["step"],
+            steps_per_epoch=self.batches.steps_per_epoch / settings.loop.accumulate,
+            **sizes,
+        )
 
     def execute(self, *, title: str, fallback: bool, recipe: str) -> dict[str, Any]:
         settings = self.settings
@@ -175,6 +232,8 @@ class _Fit:
             "corpus": corpus.report,
             "model": "model",
         }
+        if self.plan is not None:
+            result["budget"] = asdict(self.plan)
         for name, dataset in (("validation", corpus.validation), ("test", corpus.test)):
             result |= measure(self.module, dataset, name, settings, parallel.device)
         result |= _throughput(self.run, tokens / done)

@@ -40,21 +40,23 @@ def horizon_chart(errors: Mapping[str, Sequence[float]]) -> str:
 
 
 def monitor_chart(trace: Mapping[str, Any]) -> str:
-    """Draw how surprising each observation was, where episodes begin, and where the wish to adapt arose."""
+    """Draw how surprising each observation was, where episodes begin and the wish to adapt arose, and given marks."""
     figure, axes = charts._figure(7.2, 3.0)
     values = [np.nan if value is None else min(value, 10.0) for value in trace["z"]]
     axes.plot(range(len(values)), values, color=charts.PALETTE[0], linewidth=1.0)
     for begin in trace["begins"]:
         axes.axvline(begin, color=charts._FAINT, linewidth=0.6)
     alarm = trace["alarm_at"]
-    if alarm is not None:
-        axes.axvline(alarm, color=charts.PALETTE[5], linewidth=1.8)
+    marks = {**trace.get("marks", {}), **({} if alarm is None else {alarm: "wish to adapt"})}
+    for row, (step, name) in enumerate(sorted(marks.items())):
+        axes.axvline(step, color=charts.PALETTE[5 if step == alarm else 2], linewidth=1.8)
         axes.annotate(
-            "wish to adapt",
-            (alarm, 1.0),
+            name,
+            (step, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(4, -12),
+            xytext=(4 if row or len(marks) == 1 else -4, -12 * max(row, 1)),
             textcoords="offset points",
+            ha="left" if row or len(marks) == 1 else "right",
             fontsize=9,
         )
     axes.set_xlabel("step of the first robot")

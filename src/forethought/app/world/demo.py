@@ -173,7 +173,7 @@ class _Stages:
         self.model, self.parts = open_model_and_data(out / "train", out / "episodes")
         self.table: dict[str, Callable[[], Mapping[str, Any]]] = {
             "near": lambda: self.success("near", self.parts, settings.pairs, settings.policies),
-            "probe": lambda: measure_probe(self.model, self.parts["held_out"]),
+            "probe": lambda: measure_probe(self.model, self.fresh()),
             "surprise": self.surprise,
             "pictures": lambda: draw_pictures(self.model, self.parts, settings.goal),
         }
@@ -197,13 +197,15 @@ class _Stages:
         parts = {"train": self.parts["train"], "held_out": collect_episodes(longer)}
         return self.success("far", parts, self.settings.far_pairs, ("plan", "subgoals"))
 
+    def fresh(self) -> Episodes:
+        """Return more nominal episodes than the training left out, so that probes and quantiles are known well."""
+        return collect_episodes(replace(self.settings.collect, seed=self.settings.collect.seed + 2))
+
     def surprise(self) -> dict[str, Any]:
-        # More nominal episodes than the training left out, so that the quantiles are known well.
-        fresh = collect_episodes(replace(self.settings.collect, seed=self.settings.collect.seed + 2))
         with track("surprise", len(PERTURBED), unit="perturbations") as progress:
             monitor, figures = measure_surprise(
                 load_world_model(self.out / "train"),
-                {"held_out": fresh},
+                {"held_out": self.fresh()},
                 PERTURBED,
                 num_pairs=self.settings.surprise_pairs,
                 progress=lambda done, _total: progress.update(done),

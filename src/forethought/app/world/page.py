@@ -147,8 +147,8 @@ def surprise_sections(result: Mapping[str, Any], trace: str) -> list[Section]:
         ),
         Section(
             "What surprises it",
-            f"{result['pairs']} matched pairs; on nominal runs {result['false_flag_rate']:.1%} of frames are flagged "
-            f"at alpha {result['alpha']:g} (95 % {low:.1%} to {high:.1%}).",
+            f"{result['pairs']} matched pairs; of whole nominal episodes {result['false_flag_rate']:.1%} of frames are "
+            f"flagged at alpha {result['alpha']:g} (95 % {low:.1%} to {high:.1%}).",
             table=table_of(["event", "kind", "AUROC", "95 %", "mean z", "true positives at 5 %", "delay, steps"], rows),
         ),
         Section(

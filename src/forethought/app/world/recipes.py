@@ -18,13 +18,17 @@ def small() -> WorldFitConfig:
 
 
 def push_t() -> WorldFitConfig:
-    """Wider convolutions and 6,000 steps in bfloat16 for Push-T: a quarter of an hour on one core."""
+    """Wider convolutions, a stronger SIGReg and 3,000 steps in bfloat16 for Push-T: eight minutes on one core."""
     base = small()
+    predictor = replace(base.model.predictor, dropout=0.0)
     return replace(
         base,
-        model=replace(base.model, encoder=replace(base.model.encoder, width=24)),
+        model=replace(base.model, encoder=replace(base.model.encoder, width=24), predictor=predictor),
+        # The weaker SIGReg is, the more the latents take up the pusher before the block (results/studies/world_angle).
+        regulariser=replace(base.regulariser, strength=16.0),
+        optimiser=replace(base.optimiser, lr=1e-3),
         loop=LoopConfig(
-            steps=6000,
+            steps=3000,
             precision="bf16",
             log_every=10,
             evaluate_every=500,
@@ -39,8 +43,13 @@ def tiny() -> WorldFitConfig:
     return replace(small(), model=preset("tiny"), batch_size=32, calibration_windows=128, evaluation_windows=128)
 
 
+def lewm() -> WorldFitConfig:
+    """The published shape and training at 224 px, about 18 M parameters: for a GPU."""
+    return paper()
+
+
 WORLD_RECIPES: dict[str, Callable[[], WorldFitConfig]] = {
-    "lewm": paper,
+    "lewm": lewm,
     "push-t": push_t,
     "small": small,
     "tiny": tiny,

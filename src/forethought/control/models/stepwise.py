@@ -129,7 +129,11 @@ class ClonedPolicy(_StepModel):
     def __call__(self, start: Situation) -> Tensor:  # pyright: ignore
         """Return one action of each robot, (B, A), inside the bounds."""
         start = start.to(self.device).latest(self.settings.history)
-        return self.actions(start.obs_BO, start.history_obs_BKO, start.history_act_BKA, start.history_mask_BK)
+        return self._acts(start, planning=not self.training)
+
+    def _acts(self, start: Situation, *, planning: bool = False) -> Tensor:
+        low, high = (bound.to(start.obs_BO.device) for bound in self.body.bounds())
+        return self.action.restore(self._map(start, None, planning=planning)).clamp(low, high)
 
     def actions(self, obs_BO: Tensor, *history: Tensor) -> Tensor:
         """Return actions (B, A) as a function of tensors alone: observation, past observations, actions, mask."""
@@ -142,8 +146,7 @@ class ClonedPolicy(_StepModel):
             )
         seen, done, known = history
         start = Situation(obs_BO, seen, done, known, torch.zeros(1, dtype=torch.long, device=obs_BO.device))
-        low, high = (bound.to(obs_BO.device) for bound in self.body.bounds())
-        return self.action.restore(self._map(start, None)).clamp(low, high)
+        return self._acts(start)
 
 
 class MBOPProposal:

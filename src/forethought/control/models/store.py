@@ -101,7 +101,11 @@ def read_model(directory: Path) -> ControlModel:
         body, raw = Body.from_dict(description["body"]), description["settings"]
     except KeyError as error:
         raise ArtefactError(f"{directory / DESCRIPTION} lacks {error}; save the model again") from error
-    model = MODELS[name](body, from_dict(ModelConfig, raw, source=str(directory / DESCRIPTION)))
+    settings = from_dict(ModelConfig, raw, source=str(directory / DESCRIPTION))
+    try:
+        model = MODELS[name](body, settings)
+    except (ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        raise ArtefactError(f"{directory / DESCRIPTION} describes no network that can be built: {error}") from error
     _restore(model, directory)
     return model.eval()
 

@@ -25,7 +25,10 @@ Floats = NDArray[np.float32]
 class Policy(Protocol):
     """Drives `num_robots` robots: `reset(robot)` at the start of an episode, then `act(observations) -> actions`."""
 
-    num_robots: int
+    @property
+    def num_robots(self) -> int:
+        """Robots that are driven at once."""
+        ...
 
     def reset(self, robot: int | None = None) -> None:
         """Begin a new episode of one robot, or of all."""

@@ -88,7 +88,7 @@ def open_episodes(directory: Path | str, *, memory: bool = False, verify: bool =
         CheckpointError: the manifest is missing, or a file is not the one that was written (with verify).
     """
     directory = Path(directory)
-    facts = files.read_json(directory / FACTS, what="description of episodes", limit=_MAX_FACTS)
+    facts = files.read_json(directory / FACTS, what="description of episodes", limit=_MAX_FACTS, inside=True)
     manifest = files.verify(directory) if verify else files.read_manifest(directory)
     layout = _layout(facts, directory)
     found: dict[str, dict[str, NDArray[Any]]] = {group: {} for group in _GROUPS}

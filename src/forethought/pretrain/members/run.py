@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,12 @@ def train_members(
     exists: Exists = "refuse",
     title: str = "members",
     export: bool = True,
+    afford: Callable[[MembersConfig, Corpus, Path], MembersConfig] | None = None,
 ) -> dict[str, Any]:
     """Train the members as one batched model, score them on the held-out slices and export them; return the result.
 
-    Each member's losses are those of a run by itself. The directory holds `models/NAME` (Hugging Face layout) and
+    Each member's losses are those of a run by itself. `afford` may leave members out once the corpus is there: it gets
+    the settings, the corpus and the directory. The directory holds `models/NAME` (Hugging Face layout) and
     `scores`, with one candidate a member and one for each average or snapshot that was kept. A finished run that is
     resumed returns its result at once.
 
@@ -67,7 +69,7 @@ def train_members(
         try:
             corpus = open_or_prepare(settings.fit, out, parallel)
             check_corpus(run, corpus)
-            work = MembersRun(settings, corpus, run)
+            work = MembersRun(afford(settings, corpus, out) if afford else settings, corpus, run)
         except InputError:
             run.discard()
             raise

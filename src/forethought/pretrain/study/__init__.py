@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from forethought.pretrain.study.budget import Plan, plan, seconds_of
+from forethought.pretrain.affordable import seconds_of
+from forethought.pretrain.study.afford import MembersBudget
+from forethought.pretrain.study.budget import Plan, plan
 from forethought.pretrain.study.config import StudyConfig
 from forethought.pretrain.study.ladder import ladder
 from forethought.pretrain.study.laws import laws_of
@@ -12,6 +14,7 @@ from forethought.pretrain.study.search import Certificate, Grid, Point, box, cer
 __all__ = [
     "Certificate",
     "Grid",
+    "MembersBudget",
     "Plan",
     "Point",
     "PointStore",

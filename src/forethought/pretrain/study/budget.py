@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from forethought.core.errors import ConfigError
+from forethought.pretrain.affordable import (
+    BYTES_A_SECOND,
+    FORWARD_SHARE,
+    MOST_RESERVED,
+    RESERVED_SHARE,
+    SAVE_SECONDS,
+    SAVED_BYTES,
+)
 from forethought.pretrain.members.config import MembersConfig, steps_of
 
-_RESERVE_SECONDS, _RESERVE_SHARE = 15.0, 0.05  # for the laws, which take 5 s on one core for 36 rungs
-_FORWARD_SHARE = 1.0 / 3.0  # a step's backward pass is two forward ones
-_SAVED_BYTES = 12  # of a parameter: fp32 weights and two moments
-_BYTES_A_SECOND = 100e6  # written, flushed and hashed, on a plain disk
-_SAVE_SECONDS = 0.1
 _RECENT = 5
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def seconds_of(text: str) -> float:
-    """Return the seconds of a budget such as 90s, 30m, 2h or 1d.
-
-    Raises:
-        ConfigError: the text is no such budget.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
-    if match is None or float(match[1]) <= 0:
-        raise ConfigError(f"budget {text!r} is no time; give a number and a unit such as 90s, 30m, 2h or 1d")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ class Guard:
         """Seconds left for training: the budget less all that has passed and the reserve for the end."""
         if self.seconds is None:
             return None
-        reserve = min(_RESERVE_SECONDS, _RESERVE_SHARE * self.seconds)
+        reserve = min(MOST_RESERVED, RESERVED_SHARE * self.seconds)  # laws take 5 s on one core for 36 rungs
         return self.seconds - reserve - (time.monotonic() - self.started)
 
     @property
@@ -116,8 +104,8 @@ class Guard:
         steps = steps_of(settings, self.windows(settings))
         training = each * steps * loop.accumulate
         evaluations = evaluated_tokens(settings, steps) * each / (settings.fit.batch_size * settings.fit.context)
-        saves = saves_of(settings, steps) * (_SAVE_SECONDS + self.parameters(settings) * _SAVED_BYTES / _BYTES_A_SECOND)
-        return (training + _FORWARD_SHARE * evaluations + saves) * members / self.workers
+        saves = saves_of(settings, steps) * (SAVE_SECONDS + self.parameters(settings) * SAVED_BYTES / BYTES_A_SECOND)
+        return (training + FORWARD_SHARE * evaluations + saves) * members / self.workers
 
     def _learn(self) -> None:
         if self._granted is not None:

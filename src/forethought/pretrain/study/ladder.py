@@ -5,7 +5,6 @@ The directory is a run: config, `points/` and `runs/` (cached by content), and r
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,12 +17,12 @@ from forethought.core import files
 from forethought.core.errors import ConfigError, DataError, InputError
 from forethought.core.run import Exists, Run
 from forethought.data import Corpus
-from forethought.nn import num_parameters
 from forethought.pretrain.config import ModelShape
 from forethought.pretrain.inputs import check_corpus, open_or_prepare
 from forethought.pretrain.members.config import MembersConfig
-from forethought.pretrain.members.spread import Spread, kept_speeds
+from forethought.pretrain.members.spread import Spread
 from forethought.pretrain.slices import training_part
+from forethought.pretrain.study.afford import member_seconds, parameters_of, windows_of
 from forethought.pretrain.study.budget import Guard, Item, Plan, plan
 from forethought.pretrain.study.config import StudyConfig
 from forethought.pretrain.study.laws import laws_of
@@ -213,13 +212,10 @@ class Climb:
         return self.guard.estimate(replace(settings, epochs=start.epochs), points + self.study.noise_seeds)
 
     def _member_seconds(self, settings: MembersConfig) -> float:
-        speeds = kept_speeds(settings, self.out, [4])
-        size = self.study.group or speeds.best
-        return speeds.seconds.get(size, speeds.seconds[speeds.best])
+        return member_seconds(settings, self.out, self.study.group)
 
     def _parameters(self, settings: MembersConfig) -> int:
-        shape = settings.fit.model.transformer(self.corpus.tokenizer.vocab_size, settings.fit.max_positions)
-        return num_parameters(shape).total
+        return parameters_of(settings, self.corpus)
 
     def _windows(self, settings: MembersConfig) -> int:
-        return math.ceil((settings.train_tokens or self.corpus.train.num_tokens) / settings.fit.context)
+        return windows_of(settings, self.corpus)

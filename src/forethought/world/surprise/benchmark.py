@@ -44,6 +44,8 @@ class BenchmarkConfig:
     low: float = 0.0
     high: float = 1.0
     seed: int = Field(default=0, ge=0)
+    max_nominal: int = Field(default=10_000, ge=1)
+    """Frames of whole nominal episodes that false flags are counted on."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,10 @@ def surprise_benchmark(
 ) -> dict[str, Any]:
     """Return, for every perturbation, AUROC, paired accuracy, rates, delay and effect size; and the false alarms.
 
-    The interval of the false flags counts frames as what they are worth: flags of neighbouring frames come together,
-    so their number is divided by the design effect over runs (Kish 1965). `failures` says in words what a monitor that
+    False flags are counted on whole episodes, as a monitor meets them: pieces cut out of episodes begin anywhere and
+    with a short context, and were flagged a third as often as the episodes that they were cut from. The interval counts
+    frames as what they are worth: flags of neighbouring frames come together, so their number is divided by the design
+    effect over episodes (Kish 1965). `failures` says in words what a monitor that
     knows physics would not do: a violation that is not told from nominal runs, a change of looks that surprises more
     than the strongest violation, more false flags than alpha. It is empty for a working model.
 
@@ -119,8 +123,7 @@ def surprise_benchmark(
     actions_BTA = runs.actions_TBA.swapaxes(0, 1)
     nominal = monitor.traces(play(arena, runs, chosen), actions_BTA)
     z_nominal = np.stack([trace.z for trace in nominal])
-    judged = np.stack([trace.valid for trace in nominal])
-    settled = judged.all(axis=0)
+    settled = np.stack([trace.valid for trace in nominal]).all(axis=0)
     figures: dict[str, Any] = {}
     for index, broken in enumerate(perturbations):
         traces = monitor.traces(play(arena, runs, chosen, broken), actions_BTA)
@@ -131,7 +134,7 @@ def surprise_benchmark(
         if progress is not None:
             progress(index + 1, len(perturbations))
     alarms = int(sum(trace.alarm.any() for trace in nominal))
-    rate, effective = flag_rate(np.stack([trace.flag for trace in nominal]), judged)
+    rate, effective = flag_rate(*nominal_flags(monitor, episodes, chosen.max_nominal))
     return {
         "pairs": chosen.num_pairs,
         "event": chosen.event,
@@ -144,6 +147,18 @@ def surprise_benchmark(
         "perturbations": figures,
         "failures": _failures(figures, rate, monitor.alpha),
     }
+
+
+def nominal_flags(monitor: SurpriseMonitor, episodes: Episodes, max_frames: int) -> tuple[Array, Array]:
+    """Return which frames of whole episodes are flagged and which are judged, (B, T) to the length of the longest."""
+    count = int(np.searchsorted(np.cumsum(episodes.lengths), max_frames)) + 1
+    lengths = episodes.lengths[:count]
+    flags, judged = (np.zeros((len(lengths), int(lengths.max())), bool) for _ in range(2))
+    for index, length in enumerate(lengths):
+        rows = episodes.episode(index)
+        (trace,) = monitor.traces(rows["frames"][None], np.asarray(rows["actions"])[None])
+        flags[index, :length], judged[index, :length] = trace.flag, trace.valid
+    return flags, judged
 
 
 def flag_rate(flags_BT: Array, judged_BT: Array) -> tuple[Interval, float]:
