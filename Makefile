@@ -29,7 +29,7 @@ help:
 	$(PIP) -e .
 	@touch $@
 
-.venv/.demo: .venv/.demo
+.venv/.demo: .venv/.core
 	$(PIP) -e '.[demo]'
 	@touch $@
 
